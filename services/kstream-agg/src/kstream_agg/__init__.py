@@ -1,0 +1,1 @@
+"""Kafka stream aggregation: trades in, exact averages out."""

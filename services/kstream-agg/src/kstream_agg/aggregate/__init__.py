@@ -1,0 +1,1 @@
+"""Windows and averages, and the agg-producer built on them."""

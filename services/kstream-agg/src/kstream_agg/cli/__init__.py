@@ -1,0 +1,1 @@
+"""The `kstream-agg` command."""

@@ -1,0 +1,71 @@
+"""The `kstream-agg` command: each subcommand is a module, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from typing import Final
+
+import click
+
+from kstream_agg.core.errors import KStreamError
+
+__all__ = ["cli", "main"]
+
+# Subcommand → the module of `kstream_agg.cli` that holds its click command as `command`, and
+# its line in --help (here, so that help imports nothing).
+_COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "agg-producer": ("services", "Run the aggregator: averages over windows of a raw topic."),
+    "raw-producer": ("services", "Run the raw producer: trades from the exchange into Kafka."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported only when they are named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        entry = _COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module = importlib.import_module(f"kstream_agg.cli.{entry[0]}")
+        command = getattr(module, cmd_name.replace("-", "_"))
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module.__name__} defines no command {cmd_name}")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+@click.version_option(package_name="kstream-agg")
+@click.pass_context
+def cli(ctx: click.Context, *, debug: bool) -> None:
+    """Stream trades through Kafka into exact, explainable aggregates."""
+    ctx.obj = {"debug": debug}
+
+
+def main() -> None:
+    """Entry point: runs the command and turns our errors into one sentence and an exit code."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        cli.main(prog_name="kstream-agg", standalone_mode=True)
+    except KStreamError as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"error: {error}", err=True)
+        if error.remedy:
+            click.echo(f"remedy: {error.remedy}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Records, errors, settings, clock and telemetry: what every layer stands on."""

@@ -1,0 +1,102 @@
+"""The exception tree.
+
+    KStreamError                  anything this package raises on purpose
+    ├── SettingsError             a setting is wrong: names key, place and allowed values
+    ├── UnavailableError          something we need does not answer (yet); trying again can help
+    ├── ContractError             what we found contradicts what we were told
+    │   ├── SchemaIncompatibleError   the registry refuses a schema; names the field
+    │   ├── TopicMismatchError    a topic exists with other settings than asked
+    │   └── ChannelRefusedError   the exchange left out channels we asked for
+    ├── DeliveryError             Kafka did not take a record, and will not
+    ├── InvalidRecordError        one record is bad; carries what the dead-letter topic needs
+    ├── PrerequisiteError         this machine lacks something; carries the remedy
+    └── StackError                the local stack cannot do what was asked
+
+Foreign exceptions are turned into these where they enter (`raise … from`). The command line
+prints a `KStreamError` as one sentence and its remedy, never as a traceback; at log level
+`debug` operators get the traceback too.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ChannelRefusedError",
+    "ContractError",
+    "DeliveryError",
+    "InvalidRecordError",
+    "KStreamError",
+    "PrerequisiteError",
+    "SchemaIncompatibleError",
+    "SettingsError",
+    "StackError",
+    "TopicMismatchError",
+    "UnavailableError",
+]
+
+
+class KStreamError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        message: One sentence for the person who reads it.
+        remedy: What they can do about it, if anything is known.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class SettingsError(KStreamError):
+    """A setting is wrong; the message names the key, where it stands and what is allowed."""
+
+    exit_code = 2
+
+
+class UnavailableError(KStreamError):
+    """Something needed does not answer; trying again can help."""
+
+
+class ContractError(KStreamError):
+    """What was found contradicts what was agreed; trying again does not help."""
+
+
+class SchemaIncompatibleError(ContractError):
+    """The registry refuses a schema as incompatible; the message names the field."""
+
+
+class TopicMismatchError(ContractError):
+    """A topic exists with other settings than asked for; the message lists them."""
+
+
+class ChannelRefusedError(ContractError):
+    """The exchange left channels out of its acknowledgement; the message names them."""
+
+
+class DeliveryError(KStreamError):
+    """Kafka did not take a record and librdkafka has given up on it."""
+
+
+class InvalidRecordError(KStreamError):
+    """One record cannot be processed; its neighbours can.
+
+    Args:
+        message: Why, in one sentence.
+        stage: Where it was found (`decode`, `validate`, `encode`, …): a dead-letter header.
+    """
+
+    def __init__(self, message: str, *, stage: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+
+
+class PrerequisiteError(KStreamError):
+    """This machine lacks something; `remedy` says how to get it."""
+
+    exit_code = 2
+
+
+class StackError(KStreamError):
+    """The local stack cannot do what was asked."""

@@ -1,0 +1,142 @@
+"""/metrics, /healthz and /readyz of a service, on a small HTTP server of their own.
+
+- `/metrics`: OpenMetrics text.
+- `/healthz`: 200 while every check passes, else 503. A check says whether its part makes
+  progress: a consumer that stands still with records to read is unhealthy.
+- `/readyz`: 200 once the service has declared itself ready, and as long as it is healthy.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from kstream_agg.core.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from kstream_agg.core.metrics import Metrics
+    from kstream_agg.core.settings import HttpSettings
+
+__all__ = ["Health", "HealthServer"]
+
+
+class Health:
+    """What a service knows of its own state. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._checks: dict[str, Callable[[], str | None]] = {}
+        self._not_ready: str | None = "starting"
+
+    def add_check(self, name: str, check: Callable[[], str | None]) -> None:
+        """Add a check: it returns None while all is well, else a sentence that says what is not."""
+        self._checks[name] = check
+
+    def set_ready(self) -> None:
+        """The service has reached all it needs and works."""
+        self._not_ready = None
+
+    def set_not_ready(self, reason: str) -> None:
+        """The service waits for something; `reason` says for what."""
+        self._not_ready = reason
+
+    def problems(self) -> dict[str, str]:
+        """The failing checks and what they say; empty when healthy."""
+        found: dict[str, str] = {}
+        for name, check in list(self._checks.items()):
+            said = check()
+            if said is not None:
+                found[name] = said
+        return found
+
+    def not_ready(self) -> str | None:
+        """Why the service is not ready; None when it is."""
+        return self._not_ready
+
+
+class HealthServer:
+    """Serves a service's metrics and health; a context manager.
+
+    Args:
+        settings: Address; port 0 takes a free one, `port` then tells which.
+        metrics: What `/metrics` shows.
+        health: What `/healthz` and `/readyz` ask.
+
+    Raises:
+        UnavailableError: The port is taken.
+    """
+
+    def __init__(self, settings: HttpSettings, metrics: Metrics, health: Health) -> None:
+        handler = _make_handler(metrics, health)
+        try:
+            self._server = ThreadingHTTPServer((settings.host, settings.port), handler)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot serve /metrics on {settings.host}:{settings.port}: {error.strerror}",
+                remedy="end the program that holds the port, or set KSTREAM__HTTP__PORT",
+            ) from error
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="health", daemon=True
+        )
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _make_handler(metrics: Metrics, health: Health) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        server_version = "kstream-agg"
+        sys_version = ""
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                body = generate_latest(metrics.registry)
+                self._answer(200, body, CONTENT_TYPE_LATEST)
+            elif path == "/healthz":
+                problems = health.problems()
+                self._answer_json(503 if problems else 200, {"problems": problems})
+            elif path == "/readyz":
+                problems = health.problems()
+                reason = health.not_ready()
+                ready = not problems and reason is None
+                self._answer_json(
+                    200 if ready else 503, {"waiting_for": reason, "problems": problems}
+                )
+            else:
+                self._answer_json(404, {"error": "try /metrics, /healthz or /readyz"})
+
+        def _answer_json(self, status: int, content: dict[str, object]) -> None:
+            self._answer(status, json.dumps(content).encode() + b"\n", "application/json")
+
+        def _answer(self, status: int, body: bytes, content_type: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the base class
+            """Scrapes are not news."""
+
+    return Handler

@@ -1,0 +1,1 @@
+"""The exchange: session protocol, client, raw-producer, recordings and simulator."""

@@ -1,0 +1,1 @@
+"""The consumer loop: batches in, results delivered, offsets committed behind them."""

@@ -1,0 +1,1 @@
+"""Postgres through Kafka Connect: tables and connectors."""

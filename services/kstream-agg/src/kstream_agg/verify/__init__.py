@@ -1,0 +1,1 @@
+"""Independent recomputation: what stands in topics and tables against what should."""
