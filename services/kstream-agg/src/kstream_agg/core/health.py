@@ -111,7 +111,7 @@ def _make_handler(metrics: Metrics, health: Health) -> type[BaseHTTPRequestHandl
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if path == "/metrics":
-                body = generate_latest(metrics.registry)
+                body = generate_latest(metrics.registry)  # type: ignore[no-untyped-call]  # has no hints
                 self._answer(200, body, CONTENT_TYPE_LATEST)
             elif path == "/healthz":
                 problems = health.problems()

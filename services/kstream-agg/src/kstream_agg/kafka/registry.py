@@ -1,0 +1,149 @@
+"""The schema registry, through its Confluent-compatible API."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
+from confluent_kafka.schema_registry.error import SchemaRegistryError
+
+from kstream_agg.core.errors import ContractError, SchemaIncompatibleError, UnavailableError
+from kstream_agg.core.logs import get_logger
+from kstream_agg.core.names import value_subject
+from kstream_agg.core.settings import read_secret
+
+if TYPE_CHECKING:
+    import threading
+
+    from kstream_agg.core.settings import RegistrySettings
+
+__all__ = ["SchemaRegistry"]
+
+_log = get_logger(__name__)
+_SUBJECT_OR_SCHEMA_MISSING = 404
+
+
+class SchemaRegistry:
+    """Registers and fetches schemas.
+
+    Args:
+        settings: Where the registry is and how to reach it.
+    """
+
+    def __init__(self, settings: RegistrySettings) -> None:
+        self._url = settings.url
+        # Without a timeout the client waits for ever on a request that is never answered.
+        config: dict[str, Any] = {"url": settings.url, "timeout": settings.timeout_s}
+        password = read_secret(settings.password, settings.password_file)
+        if settings.username is not None:
+            config["basic.auth.user.info"] = f"{settings.username}:{password or ''}"
+        if settings.ca_location is not None:
+            config["ssl.ca.location"] = str(settings.ca_location)
+        self._client = SchemaRegistryClient(config)
+        self._by_id: dict[int, dict[str, Any] | None] = {}
+
+    def wait(self, stop: threading.Event) -> bool:
+        """Wait until the registry answers.
+
+        Returns:
+            True when it answers, False when `stop` ended the wait.
+        """
+        told = False
+        while not stop.is_set():
+            try:
+                self._client.get_subjects()
+            except Exception as error:  # noqa: BLE001 - whatever the client raises here, it does not answer
+                if not told:
+                    _log.warning("waiting for the schema registry", url=self._url, error=str(error))
+                    told = True
+                stop.wait(0.5)
+            else:
+                return True
+        return False
+
+    def register_value(self, topic: str, schema: dict[str, Any]) -> int:
+        """Register the schema of a topic's values under BACKWARD compatibility.
+
+        Args:
+            topic: The topic; the subject is `{topic}-value`.
+            schema: A parsed Avro schema.
+
+        Returns:
+            The schema's id in the registry; the same one when it is registered already.
+
+        Raises:
+            SchemaIncompatibleError: The registry refuses it; the message names the fields.
+            UnavailableError: The registry does not answer.
+        """
+        subject = value_subject(topic)
+        try:
+            self._client.set_compatibility(subject_name=subject, level="BACKWARD")
+            return int(self._client.register_schema(subject, Schema(json.dumps(schema), "AVRO")))
+        except SchemaRegistryError as error:
+            if error.http_status_code in {409, 422}:
+                raise self._incompatible(subject, schema, error) from error
+            raise self._failure(error) from error
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def schema_by_id(self, schema_id: int) -> dict[str, Any] | None:
+        """The schema with this id, from memory when it was asked for before.
+
+        Returns:
+            The parsed schema; None when the registry knows no such id.
+
+        Raises:
+            UnavailableError: The registry does not answer.
+        """
+        if schema_id in self._by_id:
+            return self._by_id[schema_id]
+        try:
+            found = self._client.get_schema(schema_id)
+        except SchemaRegistryError as error:
+            if error.http_status_code == _SUBJECT_OR_SCHEMA_MISSING:
+                return None
+            raise self._failure(error) from error
+        except Exception as error:
+            raise self._failure(error) from error
+        parsed: dict[str, Any] = json.loads(found.schema_str or "null")
+        self._by_id[schema_id] = parsed
+        return parsed
+
+    def _incompatible(
+        self, subject: str, schema: dict[str, Any], error: SchemaRegistryError
+    ) -> SchemaIncompatibleError:
+        latest = self._client.get_latest_version(subject).schema
+        old: dict[str, Any] = json.loads(latest.schema_str or "{}")
+        differences = _differences(old, schema) or [error.error_message]
+        return SchemaIncompatibleError(
+            f"the registry refuses the schema of '{subject}' as not backward compatible: "
+            + "; ".join(differences),
+            remedy="new fields need a type with null and the default null; existing fields keep "
+            "their type",
+        )
+
+    def _failure(self, error: Exception) -> UnavailableError | ContractError:
+        if isinstance(error, SchemaRegistryError) and error.http_status_code < 500:
+            return ContractError(f"the schema registry at {self._url} refuses: {error}")
+        return UnavailableError(
+            f"the schema registry at {self._url} does not answer: {error}",
+            remedy="is it running, and registry.url right?",
+        )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What of a record schema makes a reader with `new` fail on data written with `old`."""
+    old_fields = {field["name"]: field for field in old.get("fields", ())}
+    found = []
+    for field in new.get("fields", ()):
+        name = field["name"]
+        before = old_fields.get(name)
+        if before is None and "default" not in field:
+            found.append(f"field '{name}' is new and has no default")
+        elif before is not None and before["type"] != field["type"]:
+            found.append(
+                f"field '{name}' was {json.dumps(before['type'])} and would be "
+                f"{json.dumps(field['type'])}"
+            )
+    return found
