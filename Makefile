@@ -30,6 +30,44 @@ setup: $(VENV)/.runtime ## Create .venv with what the services need
 .PHONY: setup-dev
 setup-dev: $(VENV)/.dev ## Create .venv with the development tools too
 
+# --- running -------------------------------------------------------------------------------
+
+# DETACH=1 returns as soon as all is ready; CHANNELS=a,b subscribes to other channels.
+RUN_FLAGS = $(if $(filter-out 0,$(DETACH)),--detach) $(if $(CHANNELS),--channels '$(CHANNELS)')
+DEMO_FLAGS = $(if $(RECORDING),--recording '$(RECORDING)') $(if $(LOOP),--loop '$(LOOP)')
+
+.PHONY: run
+run: $(VENV)/.runtime ## Stream live trades from the exchange; Ctrl-C stops (DETACH=1, CHANNELS=…)
+	@$(KSTREAM) run $(RUN_FLAGS)
+
+.PHONY: demo
+demo: $(VENV)/.runtime ## The same with a recorded session (also RECORDING=FILE, LOOP=0)
+	@$(KSTREAM) demo $(RUN_FLAGS) $(DEMO_FLAGS)
+
+.PHONY: status
+status: $(VENV)/.runtime ## How the running stack is; exits 0 only when all is healthy
+	@$(KSTREAM) status
+
+.PHONY: logs
+logs: $(VENV)/.runtime ## The components' logs (s=raw-producer for one of them)
+	@$(KSTREAM) stack logs $(s)
+
+.PHONY: stop
+stop: $(VENV)/.runtime ## Stop the running stack; its data stays
+	@$(KSTREAM) stop
+
+.PHONY: reset
+reset: $(VENV)/.runtime ## Remove the stacks' data (asks first; YES=1 does not)
+	@$(KSTREAM) reset $(if $(filter-out 0,$(YES)),--yes)
+
+.PHONY: doctor
+doctor: $(VENV)/.runtime ## Check that this machine has what the stack needs
+	@$(KSTREAM) doctor
+
+.PHONY: uninstall
+uninstall: ## Stop, then remove data, downloads and .venv (asks first; YES=1 does not)
+	@sh .ci/uninstall.sh $(VENV) $(if $(filter-out 0,$(YES)),--yes)
+
 # --- development ---------------------------------------------------------------------------
 
 .PHONY: lint
@@ -49,6 +87,10 @@ test-unit: $(VENV)/.dev ## The tests that need no stack (under 30 s)
 .PHONY: test
 test: $(VENV)/.dev ## All tests, against the real local stack
 	cd $(PKG) && ../../$(BIN)/pytest $(ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.dev ## Measure; one JSON line each (ONLY=name for one)
+	cd $(PKG) && ../../$(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 .PHONY: lock
 lock: $(VENV)/.dev ## Write the requirement lock files anew (needs uv)

@@ -14,6 +14,16 @@ fail() {
     exit 1
 }
 
+# A distribution's python3 may be older than one that stands beside it.
+if [ "$python" = python3 ]; then
+    for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            python=$candidate
+            break
+        fi
+    done
+fi
+
 command -v "$python" >/dev/null 2>&1 ||
     fail "no Python found as '$python'" "install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.11"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
