@@ -17,7 +17,12 @@ __all__ = ["cli", "main"]
 # its line in --help (here, so that help imports nothing).
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "agg-producer": ("services", "Run the aggregator: averages over windows of a raw topic."),
+    "connectors": ("connectors", "Apply and look at the sinks to Postgres."),
+    "consume": ("consume", "Print a topic's records as JSON lines."),
     "raw-producer": ("services", "Run the raw producer: trades from the exchange into Kafka."),
+    "sql": ("sql", "Query the stack's Postgres, or open psql on it."),
+    "topics": ("topics", "List the topics."),
+    "verify": ("verify", "Recompute everything from the raw topic and compare."),
 }
 
 

@@ -1,0 +1,35 @@
+"""What the small tools share: finding the stack, printing to a terminal, quiet logs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kstream_agg.core.logs import configure_logging
+from kstream_agg.core.settings import load_settings
+from kstream_agg.sinks.settings import AggregatorView, ToolSettings, load_aggregator_view
+
+if TYPE_CHECKING:
+    from kstream_agg.core.settings import LogSettings
+
+__all__ = ["open_tools"]
+
+
+def open_tools(tool: str) -> tuple[ToolSettings, AggregatorView]:
+    """Settings of the tools and what they need to know of the aggregator; sets up logging.
+
+    Args:
+        tool: The subcommand, written into log lines.
+
+    Raises:
+        SettingsError: A setting is wrong.
+    """
+    settings = load_settings(ToolSettings, "tools")
+    configure_logging(_quiet(settings.log), tool)
+    return settings, load_aggregator_view()
+
+
+def _quiet(log: LogSettings) -> LogSettings:
+    """A tool's own output is what counts: people get warnings only, unless they ask for more."""
+    if "level" in log.model_fields_set:
+        return log
+    return log.model_copy(update={"level": "warning"})
