@@ -1,0 +1,312 @@
+"""A batch of Avro records as one polars frame.
+
+The values of one batch and one schema id are joined behind an Avro container header and decoded
+as a single block (https://avro.apache.org/docs/1.12.0/specification/#object-container-files) in
+one `polars.read_avro` call. The wire header of each value stays where it is: the schema handed to
+polars begins with a skipped `fixed` field of its size.
+
+Joined bodies can bleed into each other when one is malformed. So every row's key field is
+compared with its message's key, and the first value stands once more at the end of the block: it
+decodes to itself only when everything before it ended where it should. When either differs, or
+polars fails, the batch is halved, down to a few records that fastavro reads one by one. The
+result is what fastavro gives record by record, with one leniency: a nullable field's branch index
+that does not exist is taken for the value's branch when all that follows it fits, and times
+beyond the years 1 to 9999 are given as they stand.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import polars as pl
+from polars.exceptions import PanicException, PolarsError
+
+from kstream_agg.core.errors import InvalidRecordError
+from kstream_agg.core.logs import get_logger
+from kstream_agg.kafka.rows import RowReader
+from kstream_agg.kafka.wire import HEADER_SIZE, schema_id_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["ColumnBatch", "ColumnDecoder", "Rejected"]
+
+_log = get_logger(__name__)
+
+_head: Callable[[bytes | None], bytes] = itemgetter(slice(0, HEADER_SIZE))  # type: ignore[assignment]  # a None raises, and is caught
+_SYNC: Final = b"kstream-agg sync"
+# Below this, one more columnar call costs more than reading the records one by one.
+_ROW_BY_ROW: Final = 8
+_WIRE_FIELD: Final = {
+    "name": "wire_header",
+    "type": {"type": "fixed", "name": "kstream_wire_header", "size": HEADER_SIZE},
+}
+_PLAIN_TYPES: Final = ("boolean", "int", "long", "float", "double", "bytes", "string")
+_PLAIN_LOGICAL_TYPES: Final = ("timestamp-millis", "timestamp-micros", "date")
+# What polars raises on bytes that do not fit; a panic is no `Exception`.
+_POLARS_ERRORS: Final = (PolarsError, OSError, ValueError, PanicException)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that is not in the frame: its place in the batch, and why."""
+
+    index: int
+    error: InvalidRecordError
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnBatch:
+    """A decoded batch.
+
+    Args:
+        frame: The asked-for columns, in the order of the batch; times are ms since the epoch.
+        rows: For each row of the frame its place in the batch.
+        rejected: The records that are not in the frame, in the order of the batch.
+    """
+
+    frame: pl.DataFrame
+    rows: NDArray[np.int64]
+    rejected: list[Rejected]
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """What is known of one writer's schema."""
+
+    container: bytes
+    columns: list[str]
+    columnar: bool
+    """Whether polars can read the schema; else its records are read one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Some of a batch's records, all of one schema."""
+
+    indexes: Sequence[int]
+    values: Sequence[bytes | None]
+    keys: Sequence[bytes | None]
+
+    def halves(self) -> tuple[_Span, _Span]:
+        half = len(self.values) // 2
+        low, high = (
+            _Span(self.indexes[part], self.values[part], self.keys[part])
+            for part in (slice(0, half), slice(half, None))
+        )
+        return low, high
+
+
+@dataclass(slots=True)
+class _Result:
+    """What has been decoded so far."""
+
+    pieces: list[tuple[pl.DataFrame, NDArray[np.int64]]] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+
+    def add(self, frame: pl.DataFrame, indexes: Sequence[int]) -> None:
+        self.pieces.append((frame, np.array(indexes, dtype=np.int64)))
+
+
+class ColumnDecoder:
+    """Decodes batches of values in the wire format into columns.
+
+    Args:
+        schema_by_id: Gives the writer's schema of an id, None when there is none.
+        columns: The wanted columns with their types: `pl.String`, `pl.Int64` or `pl.Float64`
+            (times are `Int64`).
+        key_column: The column that equals the message's key.
+    """
+
+    def __init__(
+        self,
+        schema_by_id: Callable[[int], dict[str, Any] | None],
+        columns: Mapping[str, type[pl.DataType]],
+        key_column: str,
+    ) -> None:
+        self._schema_by_id = schema_by_id
+        self._types = dict(columns)
+        self._key = key_column
+        self._rows = RowReader(schema_by_id, columns, key_column)
+        self._writers: dict[int, _Writer] = {}
+
+    def decode(self, values: Sequence[bytes | None], keys: Sequence[bytes | None]) -> ColumnBatch:
+        """Decode one batch.
+
+        Args:
+            values: The messages' values.
+            keys: Their keys, as many.
+
+        Raises:
+            UnavailableError: A schema id is not known yet and the registry does not answer.
+        """
+        result = _Result()
+        for schema_id, indexes in _by_schema(values, result.rejected).items():
+            writer = self._writer(schema_id)
+            if writer is None:
+                error = InvalidRecordError(
+                    f"the registry knows no schema with id {schema_id}", stage="decode"
+                )
+                result.rejected += [Rejected(index, error) for index in indexes]
+            elif len(indexes) == len(values):
+                self._decode_span(writer, _Span(indexes, values, keys), result)
+            else:
+                span = _Span(indexes, [values[i] for i in indexes], [keys[i] for i in indexes])
+                self._decode_span(writer, span, result)
+        frame, rows = self._join(result.pieces)
+        frame, rows = self._refuse_nulls(frame, rows, result.rejected)
+        result.rejected.sort(key=lambda item: item.index)
+        return ColumnBatch(frame, rows, result.rejected)
+
+    def _writer(self, schema_id: int) -> _Writer | None:
+        writer = self._writers.get(schema_id)
+        if writer is None:
+            schema = self._schema_by_id(schema_id)
+            if schema is None:
+                return None
+            writer = self._writers[schema_id] = _describe(schema, self._types)
+            if not writer.columnar:
+                _log.warning("this schema is read record by record", schema_id=schema_id)
+        return writer
+
+    def _decode_span(self, writer: _Writer, span: _Span, result: _Result) -> None:
+        frame = self._read_block(writer, span.values, span.keys) if writer.columnar else None
+        if frame is not None:
+            result.add(frame, span.indexes)
+            return
+        if not writer.columnar or len(span.values) <= _ROW_BY_ROW:
+            self._decode_rows(span, result)
+            return
+        for half in span.halves():
+            self._decode_span(writer, half, result)
+
+    def _decode_rows(self, span: _Span, result: _Result) -> None:
+        good: list[dict[str, Any]] = []
+        places: list[int] = []
+        for index, value, key in zip(span.indexes, span.values, span.keys, strict=True):
+            try:
+                good.append(self._rows.read(value, key))
+            except InvalidRecordError as error:
+                result.rejected.append(Rejected(index, error))
+            else:
+                places.append(index)
+        if good:
+            result.add(pl.DataFrame(good, schema=self._types), places)
+
+    def _read_block(
+        self, writer: _Writer, values: Sequence[bytes | None], keys: Sequence[bytes | None]
+    ) -> pl.DataFrame | None:
+        """The values as a frame, or None when they cannot all be read so."""
+        first = values[0] or b""
+        try:
+            block = b"".join(values) + first  # type: ignore[arg-type]  # None has been sorted out
+            count = len(values) + 1
+            container = b"".join(
+                (writer.container, _zigzag(count), _zigzag(len(block)), block, _SYNC)
+            )
+            frame = pl.read_avro(io.BytesIO(container), columns=writer.columns)
+            if frame.height != count or not self._keys_match(frame[self._key], keys):
+                return None
+            # Invalid UTF-8 has shown itself: the texts that only stand guard can go.
+            return frame.head(count - 1).select(
+                pl.col(name).cast(dtype) for name, dtype in self._types.items()
+            )
+        except _POLARS_ERRORS:
+            return None
+
+    def _keys_match(self, column: pl.Series, keys: Sequence[bytes | None]) -> bool:
+        expected = pl.Series([*keys, keys[0]], dtype=pl.Binary)
+        return bool((column.cast(pl.Binary) == expected).all(ignore_nulls=False))
+
+    def _join(
+        self, pieces: list[tuple[pl.DataFrame, NDArray[np.int64]]]
+    ) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+        if not pieces:
+            return pl.DataFrame(schema=self._types), np.empty(0, dtype=np.int64)
+        if len(pieces) == 1:
+            return pieces[0]
+        frame = pl.concat([piece[0] for piece in pieces])
+        rows = np.concatenate([piece[1] for piece in pieces])
+        order = np.argsort(rows)
+        return frame[order], rows[order]
+
+    def _refuse_nulls(
+        self, frame: pl.DataFrame, rows: NDArray[np.int64], rejected: list[Rejected]
+    ) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+        for name in self._types:
+            if frame[name].null_count():
+                nulls = frame[name].is_null().to_numpy()
+                error = InvalidRecordError(f"the field '{name}' is null", stage="validate")
+                rejected += [Rejected(int(index), error) for index in rows[nulls]]
+                frame, rows = frame.filter(~nulls), rows[~nulls]
+        return frame, rows
+
+
+def _by_schema(
+    values: Sequence[bytes | None], rejected: list[Rejected]
+) -> dict[int, Sequence[int]]:
+    """Which of the values name which schema id; those that name none are rejected."""
+    try:
+        heads = set(map(_head, values))
+    except TypeError:  # a value is None
+        heads = set()
+    if len(heads) == 1 and len(head := heads.pop()) == HEADER_SIZE and head[0] == 0:
+        return {schema_id_of(head): range(len(values))}
+    groups: dict[int, list[int]] = {}
+    for index, value in enumerate(values):
+        try:
+            groups.setdefault(schema_id_of(value), []).append(index)
+        except InvalidRecordError as error:
+            rejected.append(Rejected(index, error))
+    return dict(groups)
+
+
+def _describe(schema: dict[str, Any], types: Mapping[str, type[pl.DataType]]) -> _Writer:
+    """How blocks written with `schema` are read."""
+    fields = schema.get("fields", []) if schema.get("type") == "record" else []
+    names = {item["name"] for item in fields}
+    texts = [item["name"] for item in fields if item["type"] in ("string", ["null", "string"])]
+    columns = list(dict.fromkeys((*types, *texts)))
+    whole = json.dumps(schema | {"fields": [_WIRE_FIELD, *fields]}).encode()
+    entries = (b"avro.schema", whole), (b"avro.codec", b"null")
+    container = b"".join(
+        (
+            b"Obj\x01",
+            _zigzag(len(entries)),
+            *(part for pair in entries for text in pair for part in (_zigzag(len(text)), text)),
+            _zigzag(0),
+            _SYNC,
+        )
+    )
+    # A wanted column that is not there is told record by record.
+    return _Writer(container, columns, names >= set(types) and all(map(_is_plain, fields)))
+
+
+def _is_plain(item: dict[str, Any]) -> bool:
+    """Whether a field is of the types polars is trusted with: not with maps and nullable enums."""
+    kind = item["type"]
+    if isinstance(kind, list):
+        if len(kind) != 2 or "null" not in kind:
+            return False
+        kind = next((branch for branch in kind if branch != "null"), "null")
+    if isinstance(kind, dict):
+        return kind.get("logicalType") in _PLAIN_LOGICAL_TYPES
+    return kind in _PLAIN_TYPES
+
+
+def _zigzag(number: int) -> bytes:
+    """A count or length as Avro writes it (a variable-length zig-zag long)."""
+    rest = number << 1
+    out = bytearray()
+    while rest > 0x7F:
+        out.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    out.append(rest)
+    return bytes(out)
