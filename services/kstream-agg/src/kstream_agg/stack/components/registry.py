@@ -1,0 +1,90 @@
+"""The schema registry: Apicurio with its Confluent-compatible API, its journal kept in Kafka."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx2
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from kstream_agg.core.errors import UnavailableError
+from kstream_agg.stack.component import Component
+from kstream_agg.stack.java import java_command, plain_environment
+from kstream_agg.stack.probes import http_probe
+from kstream_agg.stack.unpack import unpack_registry
+
+if TYPE_CHECKING:
+    from kstream_agg.stack.context import StackContext
+
+__all__ = ["registry_component", "registry_url"]
+
+_JOURNAL = "kafkasql-journal"
+
+
+def registry_url(port: int) -> str:
+    """The address of the Confluent-compatible API."""
+    return f"http://127.0.0.1:{port}/apis/ccompat/v7"
+
+
+def registry_component(context: StackContext) -> Component:
+    """The registry; BACKWARD is its global compatibility before anyone can register."""
+    ports = context.ports
+    url = registry_url(ports.registry)
+    bootstrap = f"127.0.0.1:{ports.kafka}"
+    return Component(
+        name="schema-registry",
+        argv=java_command(
+            context.memory.registry_mb,
+            "-Dquarkus.http.host=127.0.0.1",
+            f"-Dquarkus.http.port={ports.registry}",
+            "-Dquarkus.management.host=127.0.0.1",
+            f"-Dquarkus.management.port={ports.registry_management}",
+            "-Dapicurio.storage.kind=kafkasql",
+            f"-Dapicurio.kafkasql.bootstrap.servers={bootstrap}",
+            f"-Dapicurio.kafkasql.topic={_JOURNAL}",
+            "-jar",
+            str(unpack_registry(context.cache) / "quarkus-run.jar"),
+        ),
+        probe=http_probe(f"{url}/subjects"),
+        env=plain_environment(),
+        cwd=context.layout.folder,
+        ports={
+            "registry": ports.registry,
+            "registry_management": ports.registry_management,
+        },
+        depends_on=("kafka",),
+        prepare=lambda: _create_journal(bootstrap),
+        initialise=lambda: _demand_compatibility(url),
+        address=url,
+    )
+
+
+def _create_journal(bootstrap: str) -> None:
+    """One partition keeps the journal's order, and nothing of it may ever expire."""
+    client = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    topic = NewTopic(
+        _JOURNAL,
+        num_partitions=1,
+        replication_factor=1,
+        config={"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
+    )
+    try:
+        client.create_topics([topic], request_timeout=10)[_JOURNAL].result(timeout=15)
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise UnavailableError(
+                f"the registry's journal topic cannot be made: {error.args[0].str()}"
+            ) from error
+
+
+def _demand_compatibility(url: str) -> None:
+    try:
+        answer = httpx2.put(
+            f"{url}/config", json={"compatibility": "BACKWARD"}, timeout=10, trust_env=False
+        )
+        answer.raise_for_status()
+    except httpx2.HTTPError as error:
+        raise UnavailableError(
+            f"the registry's compatibility cannot be set to BACKWARD: {error}"
+        ) from error

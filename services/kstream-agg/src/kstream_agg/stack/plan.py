@@ -1,0 +1,105 @@
+"""What a stack is to be: written by `stack up`, read by the supervisor it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kstream_agg.core.errors import StackError
+from kstream_agg.stack.artifacts import ArtifactCache
+from kstream_agg.stack.context import StackContext
+from kstream_agg.stack.settings import (
+    ArtifactSettings,
+    MemorySettings,
+    PortSettings,
+    Profile,
+    RestartSettings,
+)
+
+if TYPE_CHECKING:
+    from kstream_agg.stack.layout import Layout
+    from kstream_agg.stack.settings import StackSettings
+
+__all__ = ["Plan", "make_plan", "plan_context", "read_plan", "write_plan"]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A stack as it was asked for.
+
+    Attributes:
+        profile: Which components.
+        only: Not all of them, but these; empty for all.
+        ports: The table `[ports]`.
+        memory: The table `[memory]`.
+        restart: The table `[restart]`.
+        repository: Where Java files come from; None for the public repository.
+        cache_dir: The cache folder.
+        options: What the profile takes beside settings.
+    """
+
+    profile: Profile
+    only: tuple[str, ...]
+    ports: dict[str, int]
+    memory: dict[str, int]
+    restart: dict[str, float]
+    repository: str | None
+    cache_dir: str
+    options: dict[str, str] = {}
+
+
+def make_plan(
+    profile: Profile,
+    settings: StackSettings,
+    *,
+    only: tuple[str, ...] = (),
+    options: dict[str, str] | None = None,
+) -> Plan:
+    """The plan that settings and arguments stand for."""
+    return Plan(
+        profile=profile,
+        only=only,
+        ports=settings.ports.model_dump(),
+        memory=settings.memory.model_dump(),
+        restart=settings.restart.model_dump(),
+        repository=settings.artifacts.repository,
+        cache_dir=str(ArtifactCache().folder),
+        options=options or {},
+    )
+
+
+def plan_context(plan: Plan, layout: Layout) -> StackContext:
+    """What the plan's components are built from."""
+    return StackContext(
+        layout=layout,
+        ports=PortSettings(**plan.ports),
+        memory=MemorySettings(**plan.memory),
+        restart=RestartSettings(**plan.restart),
+        artifacts=ArtifactSettings(repository=plan.repository),
+        cache=ArtifactCache(Path(plan.cache_dir)),
+        options=plan.options,
+    )
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Replace the plan's file."""
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(msgspec.json.format(msgspec.json.encode(plan)))
+    new.replace(path)
+
+
+def read_plan(path: Path) -> Plan | None:
+    """The plan of a data folder; None when it has none.
+
+    Raises:
+        StackError: The file is not a plan.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Plan)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise StackError(
+            f"{path} cannot be read: {error}", remedy="remove it, and start the stack again"
+        ) from error

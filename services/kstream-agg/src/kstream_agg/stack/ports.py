@@ -1,0 +1,79 @@
+"""Ports that are taken, and by whom."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import psutil
+
+from kstream_agg.core.errors import StackError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kstream_agg.stack.component import Component
+
+__all__ = ["check_ports", "free_ports", "is_taken", "port_holder"]
+
+
+def is_taken(port: int) -> bool:
+    """Whether somebody listens on the port, on loopback or all addresses."""
+    with socket.socket() as sock:
+        # As the servers do: connections that only wait to be forgotten don't count.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def port_holder(port: int) -> str | None:
+    """The program that listens on the port, such as `postgres (pid 812)`; None if unknown."""
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except psutil.AccessDenied:  # macOS shows other users' sockets to root only
+        return None
+    for connection in connections:
+        listens = connection.status == psutil.CONN_LISTEN
+        if listens and connection.laddr.port == port and connection.pid is not None:
+            try:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+            except psutil.NoSuchProcess:
+                return None
+    return None
+
+
+def check_ports(components: Iterable[Component]) -> None:
+    """See that every port is free before anything starts.
+
+    Raises:
+        StackError: Some are taken: names each, the component that wants it and the holder.
+    """
+    problems = []
+    for component in components:
+        for setting, port in component.ports.items():
+            if is_taken(port):
+                holder = port_holder(port) or "a program of another user"
+                problems.append(
+                    f"port {port} of {component.name} ([ports] {setting}) is taken by {holder}"
+                )
+    if problems:
+        raise StackError(
+            "; ".join(problems),
+            remedy="end that program, set another port in config/stack/default.toml, "
+            "or shift all ports: --port-offset 20000",
+        )
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on now, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+    finally:
+        for sock in sockets:
+            sock.close()

@@ -1,0 +1,79 @@
+"""Which components a stack consists of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from kstream_agg.core.errors import StackError
+from kstream_agg.stack.components.kafka import kafka_component
+from kstream_agg.stack.components.registry import registry_component
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from kstream_agg.stack.component import Component
+    from kstream_agg.stack.context import StackContext
+    from kstream_agg.stack.settings import Profile
+
+__all__ = ["artifact_groups", "build_components", "select_names"]
+
+_BUILDERS: Final[dict[str, Callable[[StackContext], Component]]] = {
+    "kafka": kafka_component,
+    "schema-registry": registry_component,
+}
+
+_PROFILES: Final[dict[Profile, tuple[str, ...]]] = {
+    "base": ("kafka", "schema-registry"),
+    "live": ("kafka", "schema-registry"),
+    "demo": ("kafka", "schema-registry"),
+}
+
+# The groups of the artifact lock that each component is made of.
+_GROUPS: Final[dict[str, tuple[str, ...]]] = {
+    "kafka": ("kafka",),
+    "schema-registry": ("registry",),
+    "connect": ("kafka", "jdbc-connector", "avro-converter"),
+    "zipkin": ("zipkin",),
+}
+
+
+def select_names(profile: Profile, only: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of a profile's components.
+
+    Args:
+        profile: Which profile.
+        only: Not all of them, but these.
+
+    Raises:
+        StackError: `only` names one that the profile does not have.
+    """
+    names = _PROFILES[profile]
+    for name in only:
+        if name not in names:
+            raise StackError(
+                f"profile '{profile}' has no component '{name}'",
+                remedy=f"it has: {', '.join(names)}",
+            )
+    return tuple(name for name in names if name in only) if only else names
+
+
+def build_components(names: Sequence[str], context: StackContext) -> list[Component]:
+    """The components, in the order of their start.
+
+    Raises:
+        StackError: One of them needs another that is not among them.
+        PrerequisiteError: Java or Postgres is not installed.
+    """
+    components = [_BUILDERS[name](context) for name in names]
+    for component in components:
+        for needed in component.depends_on:
+            if needed not in names:
+                raise StackError(
+                    f"{component.name} needs {needed}", remedy=f"add {needed} to --only"
+                )
+    return components
+
+
+def artifact_groups(names: Sequence[str]) -> tuple[str, ...]:
+    """The artifact groups these components are made of, each once."""
+    return tuple(dict.fromkeys(group for name in names for group in _GROUPS.get(name, ())))

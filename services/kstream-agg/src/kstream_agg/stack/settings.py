@@ -1,0 +1,103 @@
+"""Settings of the local stack: `config/stack/default.toml`, environment `KSTREAM__…`."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - pydantic reads the annotation at run time
+from typing import Literal
+
+from pydantic import Field
+
+from kstream_agg.core.settings import (
+    ServiceSettings,
+    SettingsGroup,
+    config_dir,
+    load_settings,
+)
+
+__all__ = [
+    "ArtifactSettings",
+    "MemorySettings",
+    "PortSettings",
+    "Profile",
+    "RestartSettings",
+    "StackSettings",
+    "default_data_dir",
+    "load_stack_settings",
+]
+
+Profile = Literal["base", "live", "demo"]
+
+
+class PortSettings(SettingsGroup):
+    """`[ports]`: where the components listen, all of them on 127.0.0.1 only."""
+
+    kafka: int = Field(default=9092, gt=0, lt=65536)
+    kafka_controller: int = Field(default=9093, gt=0, lt=65536)
+    registry: int = Field(default=8081, gt=0, lt=65536)
+    registry_management: int = Field(default=8082, gt=0, lt=65536)
+    connect: int = Field(default=8083, gt=0, lt=65536)
+    postgres: int = Field(default=5432, gt=0, lt=65536)
+    zipkin: int = Field(default=9411, gt=0, lt=65536)
+    simulator: int = Field(default=8090, gt=0, lt=65536)
+    raw_producer_http: int = Field(default=9101, gt=0, lt=65536)
+    agg_producer_http: int = Field(default=9102, gt=0, lt=65536)
+    simulator_http: int = Field(default=9103, gt=0, lt=65536)
+
+    def shifted(self, offset: int) -> PortSettings:
+        """All ports `offset` higher.
+
+        Raises:
+            pydantic.ValidationError: One of them is no port any more.
+        """
+        return PortSettings(**{name: port + offset for name, port in self.model_dump().items()})
+
+
+class MemorySettings(SettingsGroup):
+    """`[memory]`: heap limits of the Java components, in MB."""
+
+    kafka_mb: int = Field(default=384, ge=192)
+    registry_mb: int = Field(default=256, ge=192)
+    connect_mb: int = Field(default=384, ge=256)
+    zipkin_mb: int = Field(default=128, ge=96)
+
+
+class RestartSettings(SettingsGroup):
+    """`[restart]`: how a component that died is started again."""
+
+    backoff_initial_s: float = Field(default=1.0, gt=0)
+    backoff_max_s: float = Field(default=60.0, gt=0)
+    stable_s: float = Field(default=60.0, gt=0)
+    """A component that ran as long begins with the initial back-off again."""
+
+
+class ArtifactSettings(SettingsGroup):
+    """`[artifacts]`: where the Java files come from."""
+
+    repository: str | None = None
+    """Base address of a Maven repository; default Maven's public one."""
+
+
+class StackSettings(ServiceSettings):
+    """The local stack."""
+
+    data_dir: Path | None = None
+    """Default: `.data/live` or `.data/demo` in the checkout."""
+    ports: PortSettings = PortSettings()
+    memory: MemorySettings = MemorySettings()
+    restart: RestartSettings = RestartSettings()
+    artifacts: ArtifactSettings = ArtifactSettings()
+
+
+def load_stack_settings(*, folder: Path | None = None) -> StackSettings:
+    """The stack's settings from file and environment.
+
+    Raises:
+        SettingsError: Something in them is wrong.
+    """
+    return load_settings(StackSettings, "stack", folder=folder)
+
+
+def default_data_dir(profile: Profile) -> Path:
+    """`.data/<profile>` beside the `config/` folder; `base` shares the live stack's."""
+    kind = "demo" if profile == "demo" else "live"
+    return config_dir().parent / ".data" / kind

@@ -1,0 +1,92 @@
+"""Unpacked forms of cached files: made in a folder beside, renamed when complete.
+
+A marker inside says how many files and bytes belong there; what does not match is made again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from typing import TYPE_CHECKING
+
+from kstream_agg.stack.download import disk_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from kstream_agg.stack.artifacts import ArtifactCache
+
+__all__ = ["unpack_connector_plugins", "unpack_registry"]
+
+_MARKER = ".complete"
+
+# Drivers of other databases in the connector's bundle: unused here, and the largest of its files.
+_UNUSED_DRIVERS = ("ojdbc", "mysql-connector", "mariadb-java-client", "mssql-jdbc")
+
+
+def unpack_registry(cache: ArtifactCache) -> Path:
+    """The registry's program folder."""
+
+    def fill(folder: Path) -> None:
+        _extract(cache.files("registry")[0], folder)
+
+    return _unpack(cache, "registry", fill)
+
+
+def unpack_connector_plugins(cache: ArtifactCache) -> tuple[Path, Path]:
+    """The two entries of Connect's `plugin.path`: the JDBC sink's and the Avro converter's."""
+
+    def fill_connector(folder: Path) -> None:
+        _extract(cache.files("jdbc-connector")[0], folder)
+        for jar in folder.glob("*/*.jar"):
+            if jar.name.startswith(_UNUSED_DRIVERS):
+                jar.unlink()
+
+    def fill_converter(folder: Path) -> None:
+        plugin = folder / "avro-converter"
+        plugin.mkdir()
+        for jar in cache.files("avro-converter"):
+            shutil.copy(jar, plugin / jar.name)
+
+    return (
+        _unpack(cache, "jdbc-connector", fill_connector),
+        _unpack(cache, "avro-converter", fill_converter),
+    )
+
+
+def _unpack(cache: ArtifactCache, group: str, fill: Callable[[Path], None]) -> Path:
+    place = cache.unpacked(group)
+    if _is_complete(place):
+        return place
+    with cache.locked(), disk_errors(place.parent):
+        if _is_complete(place):
+            return place
+        growing = place.with_name(place.name + ".part")
+        for leftover in (place, growing):
+            shutil.rmtree(leftover, ignore_errors=True)
+        growing.mkdir(parents=True)
+        fill(growing)
+        (growing / _MARKER).write_text(_census(growing), encoding="ascii")
+        growing.rename(place)
+    return place
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        marker = (folder / _MARKER).read_text(encoding="ascii")
+    except OSError:
+        return False
+    return marker == _census(folder)
+
+
+def _census(folder: Path) -> str:
+    sizes = [
+        path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != _MARKER
+    ]
+    return f"{len(sizes)} files, {sum(sizes)} bytes\n"
