@@ -16,9 +16,15 @@ __all__ = ["cli", "main"]
 # Subcommand → the module of `kstream_agg.cli` that holds its click command as `command`, and
 # its line in --help (here, so that help imports nothing).
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "doctor": ("doctor", "Check what this machine lacks to run the local stack."),
+    "stack": ("stack", "The local stack: real components as local processes."),
     "agg-producer": ("services", "Run the aggregator: averages over windows of a raw topic."),
     "connectors": ("connectors", "Apply and look at the sinks to Postgres."),
     "consume": ("consume", "Print a topic's records as JSON lines."),
+    "deribit-simulator": (
+        "deribit_simulator",
+        "Run a simulated exchange that plays a recording.",
+    ),
     "raw-producer": ("services", "Run the raw producer: trades from the exchange into Kafka."),
     "sql": ("sql", "Query the stack's Postgres, or open psql on it."),
     "topics": ("topics", "List the topics."),

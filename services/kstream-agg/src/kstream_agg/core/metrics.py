@@ -102,6 +102,14 @@ BATCH_SECONDS: Final = HistogramDef(
     "kstream_batch_seconds", "Time to process one batch, from hand-over to results produced"
 )
 
+# --- deribit-simulator ---------------------------------------------------------------------
+SIMULATOR_TRADES: Final = GaugeDef(
+    "kstream_simulator_trades", "Trades that have happened on the simulated exchange"
+)
+SIMULATOR_CONNECTIONS: Final = GaugeDef(
+    "kstream_simulator_connections", "Open websocket connections to the simulated exchange"
+)
+
 
 class Metrics:
     """Makes the metrics of one service in a registry of its own.

@@ -1,7 +1,7 @@
 """The exchange simulator: a recording played through the exchange's own protocol.
 
-`running_simulator` is for tests and programs with an event loop, `simulator_in_thread` for those
-without, `run_simulator` for the service. Everything simulated says so: the version that
+`running_simulator` is for programs with an event loop, `simulator_in_thread` for those without;
+`simulator_service` runs it as a service. Everything simulated says so: the version that
 `public/hello` answers begins with `simulator-`, replies say `testnet`, HTTP replies carry
 `Server: deribit-simulator`.
 """
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import threading
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kstream_agg.core.clock import Clock, SystemClock
 from kstream_agg.core.errors import SettingsError, UnavailableError
@@ -33,13 +34,27 @@ __all__ = [
     "SimulatorHandle",
     "SimulatorOptions",
     "SimulatorThread",
+    "change_options",
     "running_simulator",
     "simulator_in_thread",
 ]
 
 _log = get_logger(__name__)
 
-Speed: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["max"]
+
+def _parse_speed(value: object) -> object:
+    if value == "max":
+        return value
+    try:
+        speed = float(str(value))
+    except ValueError:
+        speed = 0.0
+    if not 0 < speed < math.inf:
+        raise ValueError(f"'{value}' is neither a number above 0 nor max")
+    return speed
+
+
+Speed: TypeAlias = Annotated[float | Literal["max"], BeforeValidator(_parse_speed)]
 
 
 class SimulatorOptions(BaseModel):
@@ -50,7 +65,7 @@ class SimulatorOptions(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, lt=65536)
     """0 takes a free one."""
-    speed: Speed = Field(default="max", union_mode="left_to_right")
+    speed: Speed = "max"
     """1 is the speed it was recorded at, N is N times that, `max` as fast as it is read."""
     shift_to_now: bool = False
     """Move the timestamps so that the recording ends when the simulator starts."""
@@ -74,6 +89,9 @@ class SimulatorOptions(BaseModel):
         """The part of these options that is about time."""
         speed = None if self.speed == "max" else self.speed
         return Pace(speed, self.past_at_once, self.loop)
+
+
+OptionsT = TypeVar("OptionsT", bound=SimulatorOptions)
 
 
 class SimulatorHandle:
@@ -129,7 +147,7 @@ async def running_simulator(
     chosen = change_options(options or SimulatorOptions(), changes)
     clock = clock or SystemClock()
     recording = trades if isinstance(trades, Recording) else Recording.of(trades)
-    recording = prepare(recording, chosen, clock)
+    recording = _prepare(recording, chosen, clock)
     server = SimulatorServer(
         Exchange(recording.trades, history=chosen.history),
         Playback(recording.trades, chosen.pace),
@@ -144,22 +162,23 @@ async def running_simulator(
         yield SimulatorHandle(server, recording, chosen.host)
 
 
-def change_options(options: SimulatorOptions, changes: dict[str, Any]) -> SimulatorOptions:
+def change_options(options: OptionsT, changes: dict[str, Any]) -> OptionsT:
     """The options with some replaced.
 
     Raises:
         SettingsError: One is unknown or has a wrong value.
     """
     try:
-        return SimulatorOptions.model_validate({**options.model_dump(), **changes})
+        return type(options).model_validate({**options.model_dump(), **changes})
     except ValidationError as error:
         wrong = "; ".join(
-            f"{item['loc'][0]}: {item['msg']}" for item in error.errors(include_input=False)
+            f"{item['loc'][0]}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors(include_input=False)
         )
         raise SettingsError(f"wrong options of the simulator: {wrong}") from error
 
 
-def prepare(recording: Recording, options: SimulatorOptions, clock: Clock) -> Recording:
+def _prepare(recording: Recording, options: SimulatorOptions, clock: Clock) -> Recording:
     """Filter and shift a recording as the options say.
 
     Raises:
