@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from kstream_agg.stack.table import status_table
+
 if TYPE_CHECKING:
     from kstream_agg.stack.figures import Figures
-    from kstream_agg.stack.state import ComponentStatus, StackStatus
+    from kstream_agg.stack.state import StackStatus
 
 __all__ = ["render"]
-
-_STYLES: Final = {
-    "ready": "green",
-    "done": "green",
-    "unhealthy": "red",
-    "backoff": "red",
-    "stopped": "dim",
-}
 
 
 def render(status: StackStatus, figures: Figures | None, now_s: float, hint: str = "") -> Group:
@@ -32,38 +26,12 @@ def render(status: StackStatus, figures: Figures | None, now_s: float, hint: str
         now_s: Seconds since the epoch.
         hint: A line below the tables.
     """
-    parts: list[Table | Text] = [_components(status, now_s)]
+    parts: list[Table | Text] = [status_table(status, now_s)]
     if figures is not None:
         parts.append(_figures(figures))
     if hint:
         parts.append(Text(hint, style="dim"))
     return Group(*parts)
-
-
-def _components(status: StackStatus, now_s: float) -> Table:
-    table = Table(title=f"kstream-agg · {status.profile}", title_justify="left", expand=False)
-    table.add_column("component")
-    table.add_column("state")
-    table.add_column("restarts", justify="right")
-    table.add_column("address")
-    table.add_column("detail", overflow="fold")
-    for component in status.components:
-        style = _STYLES.get(component.state, "yellow")
-        table.add_row(
-            component.name,
-            Text(component.state, style=style),
-            str(component.restarts) if component.restarts else "",
-            component.address,
-            _detail(component, now_s),
-        )
-    return table
-
-
-def _detail(component: ComponentStatus, now_s: float) -> str:
-    if component.state == "backoff" and component.next_start is not None:
-        wait = max(0, round(component.next_start - now_s))
-        return f"{component.detail}; starts again in {wait} s"
-    return component.detail
 
 
 def _figures(figures: Figures) -> Table:

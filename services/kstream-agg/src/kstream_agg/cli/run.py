@@ -1,0 +1,238 @@
+"""`run`, `demo`, `status`, `stop`, `reset`: the whole pipeline as one thing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from kstream_agg.cli.board import render
+from kstream_agg.core.errors import StackError, UnavailableError
+from kstream_agg.core.settings import ENV_PREFIX, PostgresSettings
+from kstream_agg.sinks.settings import load_aggregator_view
+from kstream_agg.stack import control
+from kstream_agg.stack.figures import FiguresReader
+from kstream_agg.stack.layout import Layout
+from kstream_agg.stack.plan import make_plan
+from kstream_agg.stack.settings import default_data_dir, load_stack_settings
+from kstream_agg.stack.table import DownloadBar
+
+if TYPE_CHECKING:
+    from kstream_agg.stack.settings import Profile, StackSettings
+    from kstream_agg.stack.state import StackStatus
+
+__all__ = ["demo", "reset", "run", "status", "stop"]
+
+_READY_TIMEOUT_S: Final = 300.0
+_REDRAW_S: Final = 1.0
+# What the shipped recording holds.
+_DEMO_CHANNELS: Final = "trades.option.BTC.100ms,trades.BTC-PERPETUAL.100ms"
+
+_detach = click.option("--detach", is_flag=True, help="Return as soon as all is ready.")
+_channels = click.option("--channels", help="Channels to subscribe to, joined with commas.")
+
+
+@click.command()
+@_detach
+@_channels
+def run(*, detach: bool, channels: str | None) -> None:
+    """Stream live trades from the exchange through the local stack."""
+    click.echo("local stack: Kafka, registry, Connect, Postgres and Zipkin as local processes")
+    _start("live", detach=detach, channels=channels, options={})
+
+
+@click.command()
+@_detach
+@_channels
+@click.option(
+    "--recording",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Play this recording (.csv.gz or .jsonl) instead of the shipped one.",
+)
+@click.option(
+    "--loop",
+    type=click.FloatRange(min=0),
+    help="Trades per second after the recording's end; 0 plays it once.",
+)
+def demo(*, detach: bool, channels: str | None, recording: Path | None, loop: float | None) -> None:
+    """Play a recorded session through a simulated exchange into the local stack."""
+    click.echo("demo: every trade is simulated from a recording; its data stays in .data/demo")
+    options = {}
+    if recording is not None:
+        options["recording"] = str(recording.absolute())
+    if loop is not None:
+        options["loop"] = f"{loop:g}"
+    _start("demo", detach=detach, channels=channels, options=options)
+
+
+@click.command()
+def status() -> None:
+    """Show components and figures; exits 0 only when all is healthy."""
+    settings = load_stack_settings()
+    folder = _running(settings)
+    if folder is None:
+        raise StackError("no stack runs", remedy="start one: make run or make demo")
+    found = control.read_status(folder)
+    with _figures_reader(folder, found, settings) as reader:
+        Console().print(render(found, reader.read(), time.time()))
+    if not found.is_healthy:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+def stop() -> None:
+    """Stop the running stack; its data stays."""
+    folder = _running(load_stack_settings())
+    if folder is None:
+        click.echo("no stack runs")
+        return
+    _stop(folder, Console())
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def reset(*, yes: bool) -> None:
+    """Remove the data of the live and the demo stack: topics, schemas, rows."""
+    settings = load_stack_settings()
+    folders = [folder for folder in _folders(settings) if folder.exists()]
+    if not folders:
+        click.echo("there is no data to remove")
+        return
+    if not yes:
+        names = " and ".join(str(folder) for folder in folders)
+        click.confirm(f"Remove {names} with all topics, schemas and rows?", abort=True)
+    for folder in folders:
+        control.reset(folder)
+        click.echo(f"{folder} is removed")
+
+
+def _start(
+    profile: Profile, *, detach: bool, channels: str | None, options: dict[str, str]
+) -> None:
+    if channels:
+        os.environ[f"{ENV_PREFIX}CHANNELS"] = channels
+    elif profile == "demo":
+        os.environ.setdefault(f"{ENV_PREFIX}CHANNELS", _DEMO_CHANNELS)
+    settings = load_stack_settings()
+    options = options | {"channels": ",".join(settings.channels)}
+    folder = (settings.data_dir or default_data_dir(profile)).absolute()
+    running = _running(settings)
+    if running is not None and running != folder:
+        raise StackError(
+            f"another stack runs on {running}, on the same ports", remedy="stop it: make stop"
+        )
+    with DownloadBar() as bar:
+        control.up(folder, make_plan(profile, settings, options=options), progress=bar)
+    console = Console()
+    if detach:
+        _wait(folder, settings, console)
+    else:
+        _attend(folder, settings, console)
+
+
+def _wait(folder: Path, settings: StackSettings, console: Console) -> None:
+    with console.status("starting") as line:
+
+        def watch(found: StackStatus) -> None:
+            late = [c.name for c in found.components if not c.is_healthy]
+            line.update(f"waiting for {', '.join(late)}")
+
+        try:
+            found = control.wait_ready(folder, timeout_s=_READY_TIMEOUT_S, watch=watch)
+        except UnavailableError:
+            found = control.read_status(folder)
+            console.print(render(found, None, time.time()))
+            raise
+    with _figures_reader(folder, found, settings) as reader:
+        console.print(render(found, reader.read(), time.time(), _hint(found)))
+
+
+def _attend(folder: Path, settings: StackSettings, console: Console) -> None:
+    """Show the table until Ctrl-C or SIGTERM, then stop; again stops at once."""
+    leave = threading.Event()
+
+    def ask_to_leave(signum: int, frame: object) -> None:
+        del signum, frame
+        if leave.is_set():
+            supervisor = control.read_status(folder).supervisor
+            if supervisor is not None:
+                os.kill(supervisor.pid, signal.SIGTERM)
+        leave.set()
+
+    signal.signal(signal.SIGINT, ask_to_leave)
+    signal.signal(signal.SIGTERM, ask_to_leave)
+    first = control.read_status(folder)
+    with (
+        _figures_reader(folder, first, settings) as reader,
+        Live(console=console, auto_refresh=False) as live,
+    ):
+        while not leave.is_set():
+            found = control.read_status(folder)
+            if not found.is_running:
+                break
+            live.update(render(found, reader.read(), time.time(), _hint(found)), refresh=True)
+            leave.wait(_REDRAW_S)
+    if not leave.is_set():
+        console.print("the stack was stopped from elsewhere")
+        return
+    _stop(folder, console)
+
+
+def _stop(folder: Path, console: Console) -> None:
+    with console.status("stopping") as line:
+
+        def watch(found: StackStatus) -> None:
+            left = [c.name for c in found.components if c.state != "stopped"]
+            line.update(f"stopping {', '.join(left)} (Ctrl-C again: at once)")
+
+        killed = control.down(folder, watch=watch)
+    for name in killed:
+        console.print(f"{name} had to be killed")
+    console.print(f"the stack on {folder} is stopped; its data stays")
+
+
+def _hint(found: StackStatus) -> str:
+    lines = []
+    for component in found.components:
+        if component.name == "raw-producer" and not component.is_healthy and component.detail:
+            lines.append(f"raw-producer: {component.detail}")
+            if found.profile == "live":
+                lines.append("without the exchange, look around with a recording: make demo")
+    lines.append(
+        'look: .venv/bin/kstream-agg sql "SELECT * FROM trades_option_btc_ewma_5min LIMIT 5"'
+    )
+    return "\n".join(lines)
+
+
+def _figures_reader(folder: Path, found: StackStatus, settings: StackSettings) -> FiguresReader:
+    ports = {name: port for c in found.components for name, port in c.ports.items()}
+    http = [ports[name] for name in ("raw_producer_http", "agg_producer_http") if name in ports]
+    topics = [*settings.raw_topics, *load_aggregator_view().average_topics]
+
+    def postgres() -> PostgresSettings:
+        return PostgresSettings(
+            port=ports.get("postgres", settings.ports.postgres),
+            password_file=Layout(folder).postgres_password,
+        )
+
+    return FiguresReader(http, postgres, topics, time.monotonic)
+
+
+def _folders(settings: StackSettings) -> list[Path]:
+    if settings.data_dir is not None:
+        return [settings.data_dir.absolute()]
+    return [default_data_dir("live"), default_data_dir("demo")]
+
+
+def _running(settings: StackSettings) -> Path | None:
+    for folder in _folders(settings):
+        if control.read_status(folder).is_running:
+            return folder
+    return None
