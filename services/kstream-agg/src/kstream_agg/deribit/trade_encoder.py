@@ -1,0 +1,153 @@
+"""RawTrade in the Confluent wire format, written by hand for speed.
+
+A record-by-record `fastavro` call takes about 12 µs for this schema, six times what the rest of
+the raw-producer spends on a trade; this takes 2 µs. The bytes are the same: a property test
+compares them. https://avro.apache.org/docs/1.12.0/specification/#binary-encoding
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from kstream_agg.kafka.wire import wire_header
+
+if TYPE_CHECKING:
+    from kstream_agg.deribit.trades import Trade
+
+__all__ = ["TradeEncoder"]
+
+# Positions of the branches of the schema's unions ["null", X]: zigzag of 0 and of 1.
+_NULL: Final = b"\x00"
+_VALUE: Final = b"\x02"
+_SMALL: Final = tuple(bytes((2 * number,)) for number in range(64))
+"""The longs 0 to 63: one byte each."""
+_ALL_RARE_NULL: Final = _NULL * 7
+_CACHE_LIMIT: Final = 20_000  # instruments live at once are a few thousand
+
+_double = struct.Struct("<d").pack
+_two_doubles = struct.Struct("<dd").pack
+_four_optional_doubles = struct.Struct("<BdBdBdBd").pack
+
+
+def _long(number: int) -> bytes:
+    rest = (number << 1) ^ (number >> 63)
+    out = bytearray()
+    while rest > 0x7F:
+        out.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    out.append(rest)
+    return bytes(out)
+
+
+def _small_long(number: int) -> bytes:
+    return _SMALL[number] if 0 <= number < 64 else _long(number)
+
+
+def _text(text: str) -> bytes:
+    encoded = text.encode()
+    return _small_long(len(encoded)) + encoded
+
+
+def _optional_double(number: float | None) -> bytes:
+    return _NULL if number is None else _VALUE + _double(number)
+
+
+def _optional_long(number: int | None) -> bytes:
+    return _NULL if number is None else _VALUE + _long(number)
+
+
+def _optional_text(text: str | None) -> bytes:
+    return _NULL if text is None else _VALUE + _text(text)
+
+
+class TradeEncoder:
+    """Encodes trades as RawTrade records of one schema id.
+
+    Args:
+        schema_id: The id of the RawTrade schema in the registry.
+    """
+
+    def __init__(self, schema_id: int) -> None:
+        self._header = wire_header(schema_id)
+        self._texts: dict[str, bytes] = {}
+
+    @staticmethod
+    def receipt(received_at_ms: int, source: str) -> bytes:
+        """The fields `received_at` and `source`, which all trades of one receipt share.
+
+        Args:
+            received_at_ms: When the frame or reply arrived, in ms since the epoch.
+            source: `stream` or `backfill`.
+        """
+        return _long(received_at_ms) + _text(source)
+
+    def encode(self, trade: Trade, receipt: bytes, extra: str | None = None) -> bytes:
+        """One record in the wire format.
+
+        Args:
+            trade: The trade.
+            receipt: What `receipt` gave for the frame it came in.
+            extra: Unknown keys as JSON text.
+        """
+        contracts, index, mark, iv = (
+            trade.contracts,
+            trade.index_price,
+            trade.mark_price,
+            trade.iv,
+        )
+        if contracts is None or index is None or mark is None or iv is None:
+            numbers = b"".join(map(_optional_double, (contracts, index, mark, iv)))
+        else:
+            numbers = _four_optional_doubles(2, contracts, 2, index, 2, mark, 2, iv)
+        return b"".join(
+            (
+                self._header,
+                self._cached_text(trade.instrument_name),
+                _long(trade.trade_seq),
+                _text(trade.trade_id),
+                _long(trade.timestamp),
+                self._cached_text(trade.direction),
+                _two_doubles(trade.price, trade.amount),
+                _small_long(trade.tick_direction),
+                numbers,
+                _rare(trade),
+                _optional_long(trade.starbase_match_id),
+                _optional_long(trade.starbase_timestamp),
+                receipt,
+                _optional_text(extra),
+            )
+        )
+
+    def _cached_text(self, text: str) -> bytes:
+        found = self._texts.get(text)
+        if found is None:
+            if len(self._texts) >= _CACHE_LIMIT:
+                self._texts.clear()
+            found = self._texts[text] = _text(text)
+        return found
+
+
+def _rare(trade: Trade) -> bytes:
+    """The seven fields from `liquidation` to `legs`, mostly all null."""
+    if (
+        trade.liquidation is None
+        and trade.block_trade_id is None
+        and trade.block_trade_leg_count is None
+        and trade.block_rfq_id is None
+        and trade.combo_id is None
+        and trade.combo_trade_id is None
+        and trade.legs_text() is None
+    ):
+        return _ALL_RARE_NULL
+    return b"".join(
+        (
+            _optional_text(trade.liquidation),
+            _optional_text(trade.block_trade_id),
+            _optional_long(trade.block_trade_leg_count),
+            _optional_long(trade.block_rfq_id),
+            _optional_text(trade.combo_id),
+            _optional_text(trade.combo_trade_id),
+            _optional_text(trade.legs_text()),
+        )
+    )
