@@ -1,0 +1,25 @@
+"""The services of the pipeline as subcommands; each imports its parts when it is called."""
+
+# ruff: noqa: PLC0415 - a command must not pay for the imports of the others
+
+from __future__ import annotations
+
+import click
+
+__all__ = ["raw_producer"]
+
+
+@click.command("raw-producer")
+def raw_producer() -> None:
+    """Run the raw producer: trades from the exchange into Kafka.
+
+    Settings: config/raw-producer/default.toml and KSTREAM__… variables.
+    """
+    from kstream_agg.core.service import run_service
+    from kstream_agg.core.settings import load_settings
+    from kstream_agg.deribit.raw_producer import run_raw_producer
+    from kstream_agg.deribit.settings import RawProducerSettings
+
+    settings = load_settings(RawProducerSettings, "raw-producer")
+    with run_service("raw-producer", settings) as context:
+        run_raw_producer(settings, context)
