@@ -36,7 +36,9 @@ def port_holder(port: int) -> str | None:
     except psutil.AccessDenied:  # macOS shows other users' sockets to root only
         return None
     for connection in connections:
-        listens = connection.status == psutil.CONN_LISTEN
+        if not connection.laddr or connection.status != psutil.CONN_LISTEN:
+            continue
+        matches = connection.laddr.port == port
         if listens and connection.laddr.port == port and connection.pid is not None:
             try:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from kstream_agg.core.errors import StackError
+from kstream_agg.stack.components.connect import connect_component
 from kstream_agg.stack.components.kafka import kafka_component
+from kstream_agg.stack.components.postgres import postgres_component
 from kstream_agg.stack.components.registry import registry_component
+from kstream_agg.stack.components.zipkin import zipkin_component
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,12 +23,17 @@ __all__ = ["artifact_groups", "build_components", "select_names"]
 _BUILDERS: Final[dict[str, Callable[[StackContext], Component]]] = {
     "kafka": kafka_component,
     "schema-registry": registry_component,
+    "connect": connect_component,
+    "postgres": postgres_component,
+    "zipkin": zipkin_component,
 }
 
+_BASE: Final = ("kafka", "schema-registry", "connect", "postgres", "zipkin")
+
 _PROFILES: Final[dict[Profile, tuple[str, ...]]] = {
-    "base": ("kafka", "schema-registry"),
-    "live": ("kafka", "schema-registry"),
-    "demo": ("kafka", "schema-registry"),
+    "base": _BASE,
+    "live": _BASE,
+    "demo": _BASE,
 }
 
 # The groups of the artifact lock that each component is made of.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tarfile
+import zipfile
 from typing import TYPE_CHECKING
 
 from kstream_agg.stack.download import disk_errors
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from kstream_agg.stack.artifacts import ArtifactCache
 
 __all__ = ["unpack_connector_plugins", "unpack_registry"]
+
+_CONVERTER_INTERFACE = "org.apache.kafka.connect.storage.Converter"
+_CONVERTER = "io.apicurio.registry.utils.converter.AvroConverter"
 
 _MARKER = ".complete"
 
@@ -48,11 +52,18 @@ def unpack_connector_plugins(cache: ArtifactCache) -> tuple[Path, Path]:
         plugin.mkdir()
         for jar in cache.files("avro-converter"):
             shutil.copy(jar, plugin / jar.name)
+        _write_manifest(plugin / "manifest.jar")
 
     return (
         _unpack(cache, "jdbc-connector", fill_connector),
         _unpack(cache, "avro-converter", fill_converter),
     )
+
+
+def _write_manifest(jar: Path) -> None:
+    """What Connect finds plugins by without scanning; the converter's own jars have none."""
+    with zipfile.ZipFile(jar, "w") as archive:
+        archive.writestr(f"META-INF/services/{_CONVERTER_INTERFACE}", f"{_CONVERTER}\n")
 
 
 def _unpack(cache: ArtifactCache, group: str, fill: Callable[[Path], None]) -> Path:

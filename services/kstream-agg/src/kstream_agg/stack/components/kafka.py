@@ -51,6 +51,7 @@ def kafka_component(context: StackContext) -> Component:
         ports={"kafka": ports.kafka, "kafka_controller": ports.kafka_controller},
         prepare=prepare,
         stop_timeout_s=30,
+        stop_group=3,
         address=f"127.0.0.1:{ports.kafka}",
     )
 

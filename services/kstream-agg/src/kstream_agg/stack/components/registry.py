@@ -56,6 +56,7 @@ def registry_component(context: StackContext) -> Component:
         depends_on=("kafka",),
         prepare=lambda: _create_journal(bootstrap),
         initialise=lambda: _demand_compatibility(url),
+        stop_group=2,
         address=url,
     )
 
