@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from kstream_agg.stack.artifacts import ArtifactCache
     from kstream_agg.stack.layout import Layout
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         ArtifactSettings,
         MemorySettings,
         PortSettings,
+        Profile,
         RestartSettings,
     )
 
@@ -31,6 +33,8 @@ class StackContext:
         restart: How long to back off.
         artifacts: Where the Java files come from.
         cache: The Java files.
+        profile: What it is started as.
+        config: The folder with the services' settings.
         options: What the profile takes beside settings, such as `recording` and `loop` of a demo.
     """
 
@@ -40,4 +44,6 @@ class StackContext:
     restart: RestartSettings
     artifacts: ArtifactSettings
     cache: ArtifactCache
+    profile: Profile
+    config: Path
     options: Mapping[str, str] = field(default_factory=dict)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kstream_agg.stack.download import Progress
     from kstream_agg.stack.plan import Plan
 
-__all__ = ["down", "read_status", "reset", "up", "wait_ready"]
+__all__ = ["down", "read_status", "reset", "resume", "suspend", "up", "wait_ready"]
 
 _LOOK_S = 0.1
 # The supervisor's own bounds on ending a component add up to less.
@@ -83,6 +83,8 @@ def up(data_dir: Path, plan: Plan, *, progress: Progress | None = None) -> list[
     check_ports(build_components(names, context))
     with disk_errors(data_dir):
         layout.logs.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(layout.suspended, ignore_errors=True)
+        layout.suspended.mkdir()
         write_plan(layout.plan, plan)
     _start_supervisor(layout)
     return orphans
@@ -169,6 +171,47 @@ def reset(data_dir: Path) -> None:
     _end_orphans(data_dir)
     with disk_errors(data_dir):
         shutil.rmtree(data_dir)
+
+
+def suspend(data_dir: Path, name: str, *, timeout_s: float = 60.0) -> None:
+    """End one component of a running stack and leave it so until `resume`.
+
+    Raises:
+        StackError: The stack does not run or has no such component.
+    """
+    _expect_component(data_dir, name)
+    (Layout(data_dir).suspended / name).touch()
+    _wait_state(data_dir, name, ("stopped",), timeout_s)
+
+
+def resume(data_dir: Path, name: str, *, timeout_s: float = 120.0) -> None:
+    """Start a suspended component again and wait until it is ready.
+
+    Raises:
+        StackError: The stack does not run or has no such component.
+        UnavailableError: It is still not ready after `timeout_s`.
+    """
+    _expect_component(data_dir, name)
+    (Layout(data_dir).suspended / name).unlink(missing_ok=True)
+    _wait_state(data_dir, name, ("ready", "done"), timeout_s)
+
+
+def _expect_component(data_dir: Path, name: str) -> None:
+    status = read_status(data_dir)
+    if not status.is_running:
+        raise StackError(f"no stack runs on {data_dir}", remedy="start one: kstream-agg stack up")
+    status.component(name)
+
+
+def _wait_state(data_dir: Path, name: str, states: tuple[str, ...], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while (component := read_status(data_dir).component(name)).state not in states:
+        if time.monotonic() > deadline:
+            raise UnavailableError(
+                f"{name} is still {component.state} after {timeout_s:.0f} s: {component.detail}",
+                remedy=f"see {Layout(data_dir).log(name)}",
+            )
+        time.sleep(_LOOK_S)
 
 
 def _refuse_running(data_dir: Path) -> None:

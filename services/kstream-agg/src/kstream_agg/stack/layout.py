@@ -41,6 +41,11 @@ class Layout:
         """A component's log file."""
         return self.logs / f"{component}.log"
 
+    @property
+    def suspended(self) -> Path:
+        """A file for each component that is to stand still until further notice."""
+        return self.folder / "suspended"
+
     def home(self, component: str) -> Path:
         """A component's own folder: its data and generated configuration."""
         return self.folder / component

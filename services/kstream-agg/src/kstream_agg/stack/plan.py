@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kstream_agg.core.errors import StackError
+from kstream_agg.core.settings import config_dir
 from kstream_agg.stack.artifacts import ArtifactCache
 from kstream_agg.stack.context import StackContext
 from kstream_agg.stack.settings import (
@@ -36,6 +37,7 @@ class Plan(msgspec.Struct, frozen=True):
         restart: The table `[restart]`.
         repository: Where Java files come from; None for the public repository.
         cache_dir: The cache folder.
+        config_dir: The folder with the services' settings.
         options: What the profile takes beside settings.
     """
 
@@ -46,6 +48,7 @@ class Plan(msgspec.Struct, frozen=True):
     restart: dict[str, float]
     repository: str | None
     cache_dir: str
+    config_dir: str
     options: dict[str, str] = {}
 
 
@@ -65,6 +68,7 @@ def make_plan(
         restart=settings.restart.model_dump(),
         repository=settings.artifacts.repository,
         cache_dir=str(ArtifactCache().folder),
+        config_dir=str(config_dir()),
         options=options or {},
     )
 
@@ -78,6 +82,8 @@ def plan_context(plan: Plan, layout: Layout) -> StackContext:
         restart=RestartSettings(**plan.restart),
         artifacts=ArtifactSettings(repository=plan.repository),
         cache=ArtifactCache(Path(plan.cache_dir)),
+        profile=plan.profile,
+        config=Path(plan.config_dir),
         options=plan.options,
     )
 

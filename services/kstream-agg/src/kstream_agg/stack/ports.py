@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from kstream_agg.stack.component import Component
 
 __all__ = ["check_ports", "free_ports", "is_taken", "port_holder"]
+
+
+_FREE_FROM, _FREE_TO = 20_000, 32_000
 
 
 def is_taken(port: int) -> bool:
@@ -39,7 +43,7 @@ def port_holder(port: int) -> str | None:
         if not connection.laddr or connection.status != psutil.CONN_LISTEN:
             continue
         matches = connection.laddr.port == port
-        if listens and connection.laddr.port == port and connection.pid is not None:
+        if matches and connection.pid is not None:
             try:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
             except psutil.NoSuchProcess:
@@ -70,12 +74,14 @@ def check_ports(components: Iterable[Component]) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
+    """Ports nobody listens on now, all different.
+
+    They lie below the range from which systems give numbers to outgoing connections: those would
+    take one before its server starts.
+    """
+    chosen: list[int] = []
+    while len(chosen) < count:
+        port = random.randint(_FREE_FROM, _FREE_TO)  # noqa: S311 - nothing to keep secret
+        if port not in chosen and not is_taken(port):
+            chosen.append(port)
+    return chosen

@@ -9,6 +9,12 @@ from kstream_agg.stack.components.connect import connect_component
 from kstream_agg.stack.components.kafka import kafka_component
 from kstream_agg.stack.components.postgres import postgres_component
 from kstream_agg.stack.components.registry import registry_component
+from kstream_agg.stack.components.services import (
+    agg_producer_component,
+    connectors_component,
+    raw_producer_component,
+    simulator_component,
+)
 from kstream_agg.stack.components.zipkin import zipkin_component
 
 if TYPE_CHECKING:
@@ -26,14 +32,19 @@ _BUILDERS: Final[dict[str, Callable[[StackContext], Component]]] = {
     "connect": connect_component,
     "postgres": postgres_component,
     "zipkin": zipkin_component,
+    "deribit-simulator": simulator_component,
+    "connectors": connectors_component,
+    "raw-producer": raw_producer_component,
+    "agg-producer": agg_producer_component,
 }
 
 _BASE: Final = ("kafka", "schema-registry", "connect", "postgres", "zipkin")
+_SERVICES: Final = ("connectors", "raw-producer", "agg-producer")
 
 _PROFILES: Final[dict[Profile, tuple[str, ...]]] = {
     "base": _BASE,
-    "live": _BASE,
-    "demo": _BASE,
+    "live": (*_BASE, *_SERVICES),
+    "demo": (*_BASE, "deribit-simulator", *_SERVICES),
 }
 
 # The groups of the artifact lock that each component is made of.

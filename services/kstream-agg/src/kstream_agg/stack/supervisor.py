@@ -18,7 +18,7 @@ from kstream_agg.stack.state import StackStatus, process_id, write_state
 from kstream_agg.stack.unit import Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from types import FrameType
 
     from kstream_agg.core.clock import Clock
@@ -59,10 +59,20 @@ class Supervisor:
         self.units = [Unit(c, launcher, executor, clock, restart) for c in components]
         self.stopping = False
 
-    def tick(self) -> None:
-        """Look at every unit once."""
+    def tick(self, suspended: Collection[str] = ()) -> None:
+        """Look at every unit once.
+
+        Args:
+            suspended: Names of components that are to stand still.
+        """
         if self.stopping:
             self._stop_next_group()
+        else:
+            for unit in self.units:
+                if unit.component.name in suspended:
+                    unit.stop()
+                else:
+                    unit.resume()
         healthy = {unit.component.name for unit in self.units if unit.is_healthy}
         for unit in self.units:
             unit.tick(healthy)
@@ -148,7 +158,7 @@ def _run(
         while asked.count:
             asked.count -= 1
             supervisor.stop()
-        supervisor.tick()
+        supervisor.tick({path.name for path in layout.suspended.iterdir()})
         ended = supervisor.is_stopped
         status = StackStatus(
             profile=profile,

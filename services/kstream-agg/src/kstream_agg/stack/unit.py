@@ -136,6 +136,11 @@ class Unit:
         self._enter("stopping")
         self._tick_stopping()
 
+    def resume(self) -> None:
+        """Start it again after `stop`."""
+        if self._state == "stopped":
+            self._enter("waiting")
+
     def kill(self) -> None:
         """End it at once."""
         self.stop()
