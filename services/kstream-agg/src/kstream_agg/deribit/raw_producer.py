@@ -111,9 +111,9 @@ class PublishWorker:
             raise self._failure
         if self._thread.is_alive():
             raise DeliveryError(
-                f"{len(self._handover)} trades could not be handed to Kafka within "
-                f"{within_s:.0f} s of the end",
-                remedy="is Kafka running? trades that are not in the topic are missing in it",
+                f"Kafka took nothing for {within_s:.0f} s: {len(self._handover)} trades and what "
+                "was on its way are lost",
+                remedy="is Kafka running?",
             )
         self._writer.flush(max(0.0, deadline - time.monotonic()))
         self._publisher.end_spans()
