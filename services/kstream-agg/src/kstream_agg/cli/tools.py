@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from kstream_agg.core.logs import configure_logging
 from kstream_agg.core.settings import load_settings
 from kstream_agg.sinks.settings import AggregatorView, ToolSettings, load_aggregator_view
+from kstream_agg.stack.endpoints import find_running
 
 if TYPE_CHECKING:
     from kstream_agg.core.settings import LogSettings
@@ -17,12 +19,19 @@ __all__ = ["open_tools"]
 def open_tools(tool: str) -> tuple[ToolSettings, AggregatorView]:
     """Settings of the tools and what they need to know of the aggregator; sets up logging.
 
+    Where a local stack runs (`$KSTREAM_STACK_DIR`, else the checkout's live or demo folder), its
+    addresses are the defaults; environment variables go before them.
+
     Args:
         tool: The subcommand, written into log lines.
 
     Raises:
         SettingsError: A setting is wrong.
     """
+    running = find_running()
+    if running is not None:
+        for name, value in running.environment.items():
+            os.environ.setdefault(name, value)
     settings = load_settings(ToolSettings, "tools")
     configure_logging(_quiet(settings.log), tool)
     return settings, load_aggregator_view()
