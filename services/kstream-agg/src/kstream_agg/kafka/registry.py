@@ -15,6 +15,8 @@ from kstream_agg.core.settings import read_secret
 
 if TYPE_CHECKING:
     import threading
+    from types import TracebackType
+    from typing import Self
 
     from kstream_agg.core.settings import RegistrySettings
 
@@ -25,7 +27,7 @@ _SUBJECT_OR_SCHEMA_MISSING = 404
 
 
 class SchemaRegistry:
-    """Registers and fetches schemas.
+    """Registers and fetches schemas; a context manager that closes its connections.
 
     Args:
         settings: Where the registry is and how to reach it.
@@ -109,6 +111,21 @@ class SchemaRegistry:
         parsed: dict[str, Any] = json.loads(found.schema_str or "null")
         self._by_id[schema_id] = parsed
         return parsed
+
+    def close(self) -> None:
+        """Close the connections to the registry."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def _incompatible(
         self, subject: str, schema: dict[str, Any], error: SchemaRegistryError
