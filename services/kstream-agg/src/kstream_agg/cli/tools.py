@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
 
 from kstream_agg.core.logs import configure_logging
 from kstream_agg.core.settings import load_settings
+from kstream_agg.kafka.cluster import KafkaCluster
 from kstream_agg.sinks.settings import AggregatorView, ToolSettings, load_aggregator_view
 from kstream_agg.stack.endpoints import find_running
 
 if TYPE_CHECKING:
     from kstream_agg.core.settings import LogSettings
 
-__all__ = ["open_tools"]
+__all__ = ["open_cluster", "open_tools", "output"]
+
+# Not a terminal: let no table be folded to 80 columns.
+_WIDE: Final = 400
+_ANSWER_S: Final = 4.0
 
 
 def open_tools(tool: str) -> tuple[ToolSettings, AggregatorView]:
@@ -42,3 +50,20 @@ def _quiet(log: LogSettings) -> LogSettings:
     if "level" in log.model_fields_set:
         return log
     return log.model_copy(update={"level": "warning"})
+
+
+def open_cluster(settings: ToolSettings, tool: str) -> KafkaCluster:
+    """The Kafka cluster, once it has answered.
+
+    Raises:
+        UnavailableError: No broker answers within a few seconds.
+    """
+    cluster = KafkaCluster(settings.kafka, tool)
+    cluster.wait_for_brokers(threading.Event(), _ANSWER_S)
+    return cluster
+
+
+def output() -> Console:
+    """Where a tool prints its tables: standard output, as wide as it is or as they need."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDE)

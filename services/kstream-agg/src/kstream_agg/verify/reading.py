@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
@@ -19,7 +20,7 @@ from kstream_agg.core.errors import UnavailableError
 from kstream_agg.kafka.failures import kafka_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Generator, Iterable, Iterator, Mapping
     from types import TracebackType
 
     from confluent_kafka import Message
@@ -162,7 +163,7 @@ class TopicReader:
             if tp.offset >= 0
         }
 
-    def read(self, spans: Mapping[TopicPart, Span]) -> Iterator[Record]:
+    def read(self, spans: Mapping[TopicPart, Span]) -> Generator[Record]:
         """The records of the spans; those of one partition in offset order.
 
         Raises:
@@ -209,7 +210,8 @@ class TopicReader:
 
     def has_records(self, part: TopicPart, span: Span) -> bool:
         """Whether a record stands in the span: transactions leave offsets without one."""
-        return any(True for _ in self.read({part: span}))
+        with contextlib.closing(self.read({part: span})) as records:
+            return next(records, None) is not None
 
 
 def _record(part: TopicPart, offset: int, message: Message) -> Record:
