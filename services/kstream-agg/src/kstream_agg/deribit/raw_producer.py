@@ -24,7 +24,7 @@ from kstream_agg.kafka.registry import SchemaRegistry
 from kstream_agg.kafka.writer import RecordWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from kstream_agg.core.service import ServiceContext
     from kstream_agg.deribit.settings import RawProducerSettings
@@ -149,16 +149,22 @@ def _prepare(settings: RawProducerSettings, ctx: ServiceContext) -> dict[str, in
     if not _until_available(ctx.stop, lambda: cluster.create_topics(topics)):
         return None
     ctx.health.set_not_ready(f"waiting for the schema registry at {settings.registry.url}")
-    registry = SchemaRegistry(settings.registry)
-    if not registry.wait(ctx.stop):
-        return None
+    with SchemaRegistry(settings.registry) as registry:
+        return _register(registry, settings.raw_topics, ctx.stop)
+
+
+def _register(
+    registry: SchemaRegistry, topics: Sequence[str], stop: threading.Event
+) -> dict[str, int] | None:
     schema_ids: dict[str, int] = {}
 
     def register() -> None:
-        for topic in settings.raw_topics:
+        for topic in topics:
             schema_ids[topic] = registry.register_value(topic, RAW_TRADE)
 
-    return schema_ids if _until_available(ctx.stop, register) else None
+    if registry.wait(stop) and _until_available(stop, register):
+        return schema_ids
+    return None
 
 
 def _until_available(stop: threading.Event, step: Callable[[], object]) -> bool:
