@@ -67,7 +67,7 @@ def up(  # noqa: PLR0913 - each option of a command is an argument
     if not wait:
         click.echo(f"started on {folder}; 'kstream-agg stack status' shows how it is")
         return
-    console = Console()
+    console = _console()
     with console.status("starting") as line:
 
         def watch(status: StackStatus) -> None:
@@ -100,7 +100,7 @@ def status(*, as_json: bool, data_dir: Path | None) -> None:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
     else:
-        Console().print(status_table(found))
+        _console().print(status_table(found))
     if not found.is_healthy:
         raise click.exceptions.Exit(1)
 
@@ -148,6 +148,12 @@ def supervise(data_dir: Path) -> None:
         os._exit(0)
     configure_logging(LogSettings(format="json"), "stack")
     run_supervisor(data_dir)
+
+
+def _console() -> Console:
+    """Wide enough where no terminal tells how wide."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 def _shift(settings: StackSettings, offset: int) -> StackSettings:

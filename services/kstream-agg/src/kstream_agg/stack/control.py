@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kstream_agg.core.errors import StackError, UnavailableError
+from kstream_agg.stack.doctor import refuse_lack
 from kstream_agg.stack.download import Fetcher, disk_errors
 from kstream_agg.stack.layout import Layout
 from kstream_agg.stack.plan import plan_context, read_plan, write_plan
@@ -79,6 +80,7 @@ def up(data_dir: Path, plan: Plan, *, progress: Progress | None = None) -> list[
     orphans = _end_orphans(data_dir)
     names = select_names(plan.profile, plan.only)
     context = plan_context(plan, layout)
+    refuse_lack(context.cache, data_dir)
     context.cache.ensure(artifact_groups(names), Fetcher(plan.repository), progress)
     check_ports(build_components(names, context))
     with disk_errors(data_dir):

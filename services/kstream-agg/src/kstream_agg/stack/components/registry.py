@@ -43,6 +43,10 @@ def registry_component(context: StackContext) -> Component:
             "-Dapicurio.storage.kind=kafkasql",
             f"-Dapicurio.kafkasql.bootstrap.servers={bootstrap}",
             f"-Dapicurio.kafkasql.topic={_JOURNAL}",
+            # It waits so long for snapshots and old journals that are not there, four times.
+            "-Dapicurio.kafkasql.consumer.poll.timeout=1000",
+            "-Dquarkus.http.access-log.enabled=false",
+            '-Dquarkus.log.category."org.apache.kafka".level=WARN',
             "-jar",
             str(unpack_registry(context.cache) / "quarkus-run.jar"),
         ),
