@@ -36,7 +36,12 @@ class SchemaRegistry:
     def __init__(self, settings: RegistrySettings) -> None:
         self._url = settings.url
         # Without a timeout the client waits for ever on a request that is never answered.
-        config: dict[str, Any] = {"url": settings.url, "timeout": settings.timeout_s}
+        # Who calls us repeats what fails, and says so; the client would do it in silence.
+        config: dict[str, Any] = {
+            "url": settings.url,
+            "timeout": settings.timeout_s,
+            "max.retries": 0,
+        }
         password = read_secret(settings.password, settings.password_file)
         if settings.username is not None:
             config["basic.auth.user.info"] = f"{settings.username}:{password or ''}"
