@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -292,14 +293,36 @@ def test_an_exchange_that_cannot_be_reached_is_tried_again(url: str) -> None:
 
     def jitter() -> float:
         failures.append(rig.health.not_ready())
-        if len(failures) == 3:
+        if len(failures) >= 3:
             rig.stop.set()
-        return 0.0
+        return 1.0
 
     rig = Rig(url, jitter=jitter)
     asyncio.run(rig.client.run())
-    assert len(failures) == 3
+    assert len(failures) >= 3
     assert url in (failures[-1] or "")
+
+
+def test_a_stop_ends_an_attempt_that_is_under_way() -> None:
+    async def main() -> None:
+        with socket.socket() as silent:  # accepts connections, and never speaks
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            silent.settimeout(0)
+            address = silent.getsockname()
+            rig = Rig(f"ws://127.0.0.1:{address[1]}/", connect_timeout_s=10 * WAIT_S)
+
+            async def steps() -> None:
+                loop = asyncio.get_running_loop()
+                connection, _ = await loop.sock_accept(silent)
+                with connection:
+                    rig.stop.set()
+                    while await loop.sock_recv(connection, 10_000):
+                        pass  # until the client hangs up
+
+            await asyncio.wait_for(while_running(rig, steps), WAIT_S)
+
+    asyncio.run(main())
 
 
 def test_waits_double_up_to_their_bound_and_begin_anew() -> None:
