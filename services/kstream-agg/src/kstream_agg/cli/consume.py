@@ -52,14 +52,14 @@ def consume(topic: str, start: str, count: int | None) -> None:
             f"there is no topic '{topic}'",
             remedy="did you mean " + ", ".join(near) + "?" if near else "there are no topics yet",
         )
-    decoder = RecordDecoder(SchemaRegistry(settings.registry).schema_by_id)
     try:
         with (
+            SchemaRegistry(settings.registry) as registry,
             TopicReader(settings.kafka) as reader,
             # Closed before the reader is: left open, it would read on when it is collected.
             contextlib.closing(_follow(reader, topic, begin=start == "beginning")) as records,
         ):
-            _print(records, decoder, count)
+            _print(records, RecordDecoder(registry.schema_by_id), count)
     except KeyboardInterrupt:
         pass
     except BrokenPipeError:

@@ -101,8 +101,8 @@ def verify(
         UnavailableError: Something does not answer, or has not passed the ends in time.
     """
     raw_sink, agg_sink = sinks
-    registry = SchemaRegistry(settings.registry)
     with (
+        SchemaRegistry(settings.registry) as registry,
         TopicReader(settings.kafka) as reader,
         connect(settings.postgres) as postgres,
     ):
