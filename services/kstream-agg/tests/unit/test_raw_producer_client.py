@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from websockets.asyncio.server import ServerConnection, serve
 
-from kstream_agg.core.clock import ManualClock, SystemClock
+from kstream_agg.core.clock import SystemClock
 from kstream_agg.core.errors import ChannelRefusedError
 from kstream_agg.core.health import Health
 from kstream_agg.core.metrics import SESSION_CONNECTS, Metrics
@@ -55,7 +55,7 @@ class Rig:
         context = ServiceContext(
             "test", SystemClock(), self.metrics, self.health, telemetry, self.stop
         )
-        self.handover = HandOver(limit, context.clock)
+        self.handover = HandOver(limit)
         exchange = ExchangeSettings(url=url, reconnect_min_s=0.01, reconnect_max_s=0.02, **settings)
         self.client = StreamClient(exchange, channels, self.handover, context, jitter)
 
@@ -343,7 +343,7 @@ def _receipt(trades: int) -> Receipt:
 
 
 def test_a_hand_over_is_bounded_by_trades_and_takes_a_large_receipt_when_empty() -> None:
-    handover = HandOver(10, ManualClock())
+    handover = HandOver(10)
     assert handover.try_put(_receipt(50))
     assert not handover.try_put(_receipt(1))
     assert handover.get(0) is not None
@@ -354,7 +354,7 @@ def test_a_hand_over_is_bounded_by_trades_and_takes_a_large_receipt_when_empty()
 
 
 def test_a_closed_hand_over_is_finished_when_it_is_empty() -> None:
-    handover = HandOver(10, ManualClock())
+    handover = HandOver(10)
     handover.try_put(_receipt(1))
     handover.close()
     states = [handover.finished]
@@ -364,17 +364,9 @@ def test_a_closed_hand_over_is_finished_when_it_is_empty() -> None:
     assert handover.get(WAIT_S) is None
 
 
-def test_standstill_is_the_time_since_the_last_receipt_was_taken_while_others_wait() -> None:
-    clock = ManualClock()
-    handover = HandOver(10, clock)
-    clock.advance(100)
-    assert handover.standstill_s() == 0
-    handover.try_put(_receipt(1))
-    handover.try_put(_receipt(1))
-    clock.advance(40)
-    assert handover.standstill_s() == 40
-    handover.get(0)
-    clock.advance(5)
-    assert handover.standstill_s() == 5
-    handover.get(0)
-    assert handover.standstill_s() == 0
+def test_a_bad_frame_weighs_as_much_as_trades_of_its_length() -> None:
+    bad = Receipt(BadFrame(b"x" * 25_600, ValueError()), 1)
+    assert bad.weight == 101
+    handover = HandOver(101)
+    assert handover.try_put(bad)
+    assert not handover.try_put(bad)

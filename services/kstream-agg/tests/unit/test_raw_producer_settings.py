@@ -76,3 +76,9 @@ def test_the_command_refuses_wrong_settings_before_anything_starts(
     assert isinstance(result.exception, SettingsError)
     assert "'trades.option.BTC' is not a trades channel" in str(result.exception)
     assert result.exception.exit_code == 2
+
+
+def test_two_intervals_of_one_channel_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KSTREAM__CHANNELS", "trades.option.BTC.100ms,trades.option.BTC.agg2")
+    with pytest.raises(SettingsError, match=r"KSTREAM__CHANNELS.* deliver the same trades"):
+        load_settings(RawProducerSettings, "raw-producer")
