@@ -39,47 +39,53 @@ def run_agg_producer(settings: AggProducerSettings, ctx: ServiceContext) -> None
         DeliveryError: Kafka did not take a record.
         KStreamError: The consumer cannot go on.
     """
-    registry = SchemaRegistry(settings.registry)
-    schema_ids = _prepare(settings, ctx, registry)
-    if schema_ids is None:
-        return
-    consumer = make_consumer(settings.kafka, settings.group_id, ctx.name)
-    progress = Progress(ctx.clock, settings.consume.stuck_after_s)
-    instruments = Instruments()
-    with RecordWriter(settings.kafka, ctx.metrics, ctx.name) as writer:
-        outputs = {
-            topic: TopicOutputs(
-                topic, settings.window.period, schema_ids[topic], writer, ctx.metrics
+    with SchemaRegistry(settings.registry) as registry:
+        schema_ids = _prepare(settings, ctx, registry)
+        if schema_ids is None:
+            return
+        progress = Progress(ctx.clock, settings.consume.stuck_after_s)
+        with RecordWriter(settings.kafka, ctx.metrics, ctx.name) as writer:
+            loop = ConsumerLoop(
+                consumer=make_consumer(settings.kafka, settings.group_id, ctx.name),
+                topics=settings.raw_topics,
+                processor=_make_processor(settings, ctx, registry, writer, schema_ids),
+                outlet=writer,
+                settings=LoopSettings(
+                    settings.consume.batch_records, settings.consume.commit_interval_s
+                ),
+                clock=ctx.clock,
+                metrics=ctx.metrics,
+                progress=progress,
             )
-            for topic in settings.raw_topics
-        }
-        processor = AggregatingProcessor(
-            reader=TradeReader(registry.schema_by_id, instruments),
-            instruments=instruments,
-            outputs=outputs,
-            rules=settings.rules,
-            idle_timeout_s=settings.window.idle_timeout,
-            clock=ctx.clock,
-            metrics=ctx.metrics,
-            tracer=ctx.telemetry.tracer,
-            follow_traces=settings.telemetry.exporter != "none",
-        )
-        loop = ConsumerLoop(
-            consumer=consumer,
-            topics=settings.raw_topics,
-            processor=processor,
-            outlet=writer,
-            settings=LoopSettings(
-                settings.consume.batch_records, settings.consume.commit_interval_s
-            ),
-            clock=ctx.clock,
-            metrics=ctx.metrics,
-            progress=progress,
-        )
-        ctx.health.add_check("consumer", progress.check)
-        ctx.health.set_ready()
-        _log.info("aggregating", topics=settings.raw_topics, period_s=settings.window.period)
-        loop.run(ctx.stop)
+            ctx.health.add_check("consumer", progress.check)
+            ctx.health.set_ready()
+            _log.info("aggregating", topics=settings.raw_topics, period_s=settings.window.period)
+            loop.run(ctx.stop)
+
+
+def _make_processor(
+    settings: AggProducerSettings,
+    ctx: ServiceContext,
+    registry: SchemaRegistry,
+    writer: RecordWriter,
+    schema_ids: dict[str, int],
+) -> AggregatingProcessor:
+    instruments = Instruments()
+    period_s = settings.window.period
+    return AggregatingProcessor(
+        reader=TradeReader(registry.schema_by_id, instruments),
+        instruments=instruments,
+        outputs={
+            topic: TopicOutputs(topic, period_s, schema_id, writer, ctx.metrics)
+            for topic, schema_id in schema_ids.items()
+        },
+        rules=settings.rules,
+        idle_timeout_s=settings.window.idle_timeout,
+        clock=ctx.clock,
+        metrics=ctx.metrics,
+        tracer=ctx.telemetry.tracer,
+        follow_traces=settings.telemetry.exporter != "none",
+    )
 
 
 def topics_of(settings: AggProducerSettings) -> list[TopicConfiguration]:
