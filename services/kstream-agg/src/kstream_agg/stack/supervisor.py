@@ -19,6 +19,7 @@ from kstream_agg.stack.unit import Unit
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+    from concurrent.futures import Executor
     from types import FrameType
 
     from kstream_agg.core.clock import Clock
@@ -52,7 +53,7 @@ class Supervisor:
         self,
         components: Sequence[Component],
         launcher: Launcher,
-        executor: ThreadPoolExecutor,
+        executor: Executor,
         clock: Clock,
         restart: RestartSettings,
     ) -> None:
