@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
-from rich.console import Console
 from rich.live import Live
 
 from kstream_agg.cli.board import render
+from kstream_agg.cli.tools import output
 from kstream_agg.core.errors import StackError, UnavailableError
-from kstream_agg.core.settings import ENV_PREFIX, PostgresSettings
-from kstream_agg.sinks.settings import load_aggregator_view
+from kstream_agg.core.settings import ENV_PREFIX, load_settings
+from kstream_agg.sinks.settings import ToolSettings, load_aggregator_view
 from kstream_agg.stack import control
+from kstream_agg.stack.endpoints import find_running
 from kstream_agg.stack.figures import FiguresReader
-from kstream_agg.stack.layout import Layout
 from kstream_agg.stack.plan import make_plan
 from kstream_agg.stack.settings import default_data_dir, load_stack_settings
 from kstream_agg.stack.table import DownloadBar
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from kstream_agg.stack.settings import Profile, StackSettings
     from kstream_agg.stack.state import StackStatus
 
@@ -80,8 +82,8 @@ def status() -> None:
     if folder is None:
         raise StackError("no stack runs", remedy="start one: make run or make demo")
     found = control.read_status(folder)
-    with _figures_reader(folder, found, settings) as reader:
-        Console().print(render(found, reader.read(), time.time()))
+    with _figures_reader(folder, found) as reader:
+        output().print(render(found, reader.read(), time.time()))
     if not found.is_healthy:
         raise click.exceptions.Exit(1)
 
@@ -93,7 +95,7 @@ def stop() -> None:
     if folder is None:
         click.echo("no stack runs")
         return
-    _stop(folder, Console())
+    _stop(folder, output())
 
 
 @click.command()
@@ -130,14 +132,14 @@ def _start(
         )
     with DownloadBar() as bar:
         control.up(folder, make_plan(profile, settings, options=options), progress=bar)
-    console = Console()
+    console = output()
     if detach:
-        _wait(folder, settings, console)
+        _wait(folder, console)
     else:
-        _attend(folder, settings, console)
+        _attend(folder, console)
 
 
-def _wait(folder: Path, settings: StackSettings, console: Console) -> None:
+def _wait(folder: Path, console: Console) -> None:
     with console.status("starting") as line:
 
         def watch(found: StackStatus) -> None:
@@ -150,11 +152,11 @@ def _wait(folder: Path, settings: StackSettings, console: Console) -> None:
             found = control.read_status(folder)
             console.print(render(found, None, time.time()))
             raise
-    with _figures_reader(folder, found, settings) as reader:
+    with _figures_reader(folder, found) as reader:
         console.print(render(found, reader.read(), time.time(), _hint(found)))
 
 
-def _attend(folder: Path, settings: StackSettings, console: Console) -> None:
+def _attend(folder: Path, console: Console) -> None:
     """Show the table until Ctrl-C or SIGTERM, then stop; again stops at once."""
     leave = threading.Event()
 
@@ -170,7 +172,7 @@ def _attend(folder: Path, settings: StackSettings, console: Console) -> None:
     signal.signal(signal.SIGTERM, ask_to_leave)
     first = control.read_status(folder)
     with (
-        _figures_reader(folder, first, settings) as reader,
+        _figures_reader(folder, first) as reader,
         Live(console=console, auto_refresh=False) as live,
     ):
         while not leave.is_set():
@@ -211,18 +213,15 @@ def _hint(found: StackStatus) -> str:
     return "\n".join(lines)
 
 
-def _figures_reader(folder: Path, found: StackStatus, settings: StackSettings) -> FiguresReader:
+def _figures_reader(folder: Path, found: StackStatus) -> FiguresReader:
     ports = {name: port for c in found.components for name, port in c.ports.items()}
     http = [ports[name] for name in ("raw_producer_http", "agg_producer_http") if name in ports]
-    topics = [*settings.raw_topics, *load_aggregator_view().average_topics]
-
-    def postgres() -> PostgresSettings:
-        return PostgresSettings(
-            port=ports.get("postgres", settings.ports.postgres),
-            password_file=Layout(folder).postgres_password,
-        )
-
-    return FiguresReader(http, postgres, topics, time.monotonic)
+    endpoints = find_running(folder)
+    if endpoints is not None:
+        os.environ.update(endpoints.environment)
+    tools = load_settings(ToolSettings, "tools")
+    topics = [*tools.raw_topics, *load_aggregator_view().average_topics]
+    return FiguresReader(http, tools.postgres, topics, time.monotonic)
 
 
 def _folders(settings: StackSettings) -> list[Path]:
