@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
@@ -41,7 +42,10 @@ def make_consumer(settings: KafkaSettings, group_id: str, client_id: str) -> Con
     """
     config = _DEFAULTS | settings.client_config()
     try:
-        return Consumer(config | {"group.id": group_id, "client.id": client_id})
+        return Consumer(
+            config | {"group.id": group_id, "client.id": client_id},
+            logger=logging.getLogger("librdkafka"),
+        )
     except KafkaException as error:
         raise kafka_failure(error, "starting the Kafka consumer") from error
 
@@ -56,7 +60,6 @@ def read_failure(error: KafkaError) -> KStreamError | None:
     if error.fatal() or error.code() in {
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
         KafkaError.GROUP_AUTHORIZATION_FAILED,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
     }:
         return kafka_failure(KafkaException(error), "reading")
     return None
