@@ -76,6 +76,8 @@ def up(data_dir: Path, plan: Plan, *, progress: Progress | None = None) -> list[
     """
     layout = Layout(data_dir)
     _refuse_running(data_dir)
+    with disk_errors(data_dir):
+        layout.logs.mkdir(parents=True, exist_ok=True)
     _refuse_other_kind(layout, plan)
     orphans = _end_orphans(data_dir)
     names = select_names(plan.profile, plan.only)
@@ -84,7 +86,6 @@ def up(data_dir: Path, plan: Plan, *, progress: Progress | None = None) -> list[
     context.cache.ensure(artifact_groups(names), Fetcher(plan.repository), progress)
     check_ports(build_components(names, context))
     with disk_errors(data_dir):
-        layout.logs.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(layout.suspended, ignore_errors=True)
         layout.suspended.mkdir()
         write_plan(layout.plan, plan)
