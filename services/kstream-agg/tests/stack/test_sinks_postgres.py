@@ -13,7 +13,6 @@ from kstream_agg.sinks.settings import AggregatorView, ConnectSettings, ToolSett
 from kstream_agg.stack import control
 from kstream_agg.verify.reading import TopicReader
 from kstream_agg.verify.testing import SinkBench, at, average_record, running_sinks, trade_record
-from kstream_agg.verify.waiting import committed_offset, wait_for_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,10 +163,7 @@ def test_a_replay_from_the_beginning_gives_no_duplicates(bench: SinkBench) -> No
     bench.client.put_config(name, config)
     wait_until_running(bench.client, name, bench.patience())
     try:
-        with TopicReader(bench.settings.kafka) as reader:
-            group = config["consumer.override.group.id"]
-            spans = reader.spans(bench.sinks[0].topics)
-            wait_for_group(reader, group, spans, committed_offset, bench.patience())
+        bench.wait_written(bench.sinks[0], config["consumer.override.group.id"])
         assert bench.query("SELECT * FROM {} ORDER BY instrument_name, trade_seq", topic) == before
     finally:
         apply(bench.sinks, bench.settings, bench.client, bench.patience())

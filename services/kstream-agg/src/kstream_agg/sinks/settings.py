@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from kstream_agg.core.errors import SettingsError
 from kstream_agg.core.names import average_topic, parse_period
 from kstream_agg.core.settings import (
     PostgresSettings,
@@ -49,7 +50,17 @@ class ToolSettings(ServiceSettings):
 
 
 def _seconds(value: object) -> object:
-    return parse_period(value) if isinstance(value, str) else value
+    """Seconds of a number, or of a text such as `5min`, `2s`, `0.5`."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        pass
+    try:
+        return parse_period(value)
+    except SettingsError as error:
+        raise ValueError(f"{error}; {error.remedy}") from error
 
 
 _Seconds = Annotated[float, BeforeValidator(_seconds)]

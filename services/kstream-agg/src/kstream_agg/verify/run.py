@@ -30,8 +30,9 @@ from kstream_agg.verify.reading import Span, TopicPart, TopicReader
 from kstream_agg.verify.report import Check, Report
 from kstream_agg.verify.tables import TableComparison
 from kstream_agg.verify.waiting import (
+    Group,
     aggregator_position,
-    committed_offset,
+    readable_by,
     wait_for_group,
     wait_for_records,
 )
@@ -157,15 +158,17 @@ def _verify_topic(tools: _Tools, raw_topic: str, average_topic: str) -> list[Che
 
 def _fix_ends(tools: _Tools, raw_topic: str, average_topic: str) -> _Ends:
     reader, patience = tools.reader, tools.patience
+    aggregator = Group(tools.aggregator.group_id, aggregator_position)
     # 1.
     raw = reader.spans([raw_topic])
-    group = tools.aggregator.group_id
-    wait_for_group(reader, tools.raw_group, raw, committed_offset, patience)
-    positions = wait_for_group(reader, group, raw, aggregator_position, patience)
+    raw_sink = Group(tools.raw_group, must_read=readable_by(tools.trades))
+    wait_for_group(reader, raw_sink, raw, patience)
+    positions = wait_for_group(reader, aggregator, raw, patience)
     # 2.
     averages = reader.spans([average_topic])
     late = reader.spans([late_topic(raw_topic)])
-    wait_for_group(reader, tools.agg_group, averages, committed_offset, patience)
+    agg_sink = Group(tools.agg_group, must_read=readable_by(tools.averages))
+    wait_for_group(reader, agg_sink, averages, patience)
     return _Ends(raw, positions, averages, late)
 
 

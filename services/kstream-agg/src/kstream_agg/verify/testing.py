@@ -26,7 +26,7 @@ from kstream_agg.core.schemas import AVERAGE, RAW_TRADE
 from kstream_agg.core.settings import config_dir
 from kstream_agg.kafka.cluster import KafkaCluster, topic_configuration
 from kstream_agg.kafka.registry import SchemaRegistry
-from kstream_agg.kafka.wire import RecordEncoder
+from kstream_agg.kafka.wire import RecordDecoder, RecordEncoder
 from kstream_agg.kafka.writer import RecordWriter
 from kstream_agg.sinks.connect_api import ConnectClient
 from kstream_agg.sinks.connectors import apply, load_sinks
@@ -34,7 +34,7 @@ from kstream_agg.sinks.patience import Patience
 from kstream_agg.sinks.postgres import connect
 from kstream_agg.sinks.settings import AGG_SINK, RAW_SINK
 from kstream_agg.verify.reading import TopicReader
-from kstream_agg.verify.waiting import committed_offset, wait_for_group
+from kstream_agg.verify.waiting import Group, readable_by, wait_for_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -165,24 +165,27 @@ class SinkBench:
         consumer = Consumer(config)
         try:
             offsets = [
-                TopicPartition(
-                    part.topic,
-                    part.partition,
-                    span.end if metadata is None else 0,
-                    metadata and metadata % {"end": span.end},
-                )
+                TopicPartition(part.topic, part.partition, span.end)
+                if metadata is None
+                else TopicPartition(part.topic, part.partition, 0, metadata % {"end": span.end})
                 for part, span in spans.items()
             ]
             consumer.commit(offsets=offsets, asynchronous=False)
         finally:
             consumer.close()
 
-    def wait_written(self, sink: Sink) -> None:
-        """Wait until a sink has committed what stands in its topics."""
+    def wait_written(self, sink: Sink, group_id: str | None = None) -> None:
+        """Wait until a sink has committed what stands in its topics.
+
+        Args:
+            sink: The sink.
+            group_id: Its consumer group, where it is not its own.
+        """
         with TopicReader(self.settings.kafka) as reader:
             spans = reader.spans(sink.topics)
-            group = sink.definition.group_id
-            wait_for_group(reader, group, spans, committed_offset, self.patience())
+            must_read = readable_by(RecordDecoder(self.registry.schema_by_id))
+            group = Group(group_id or sink.definition.group_id, must_read=must_read)
+            wait_for_group(reader, group, spans, self.patience())
 
     def query(self, text: str, topic: str) -> list[tuple[Any, ...]]:
         """Rows of a query in which `{}` stands for the topic's table."""
