@@ -8,7 +8,7 @@ from kstream_agg.stack.component import Component
 from kstream_agg.stack.components.kafka import log_configuration
 from kstream_agg.stack.java import class_path, java_command, plain_environment
 from kstream_agg.stack.probes import http_probe
-from kstream_agg.stack.unpack import unpack_connector_plugins
+from kstream_agg.stack.unpack import plugin_folders
 
 if TYPE_CHECKING:
     from kstream_agg.stack.context import StackContext
@@ -61,7 +61,7 @@ def _properties(context: StackContext) -> str:
         "group.id": "connect",
         "listeners": connect_url(context.ports.connect),
         "rest.advertised.host.name": "127.0.0.1",
-        "plugin.path": ",".join(map(str, unpack_connector_plugins(context.cache))),
+        "plugin.path": ",".join(map(str, plugin_folders(context.cache))),
         # Both plugins have manifests (the converter's is written when it is unpacked): no jar has
         # to be scanned.
         "plugin.discovery": "service_load",

@@ -12,7 +12,7 @@ from kstream_agg.core.errors import UnavailableError
 from kstream_agg.stack.component import Component
 from kstream_agg.stack.java import java_command, plain_environment
 from kstream_agg.stack.probes import http_probe
-from kstream_agg.stack.unpack import unpack_registry
+from kstream_agg.stack.unpack import registry_folder
 
 if TYPE_CHECKING:
     from kstream_agg.stack.context import StackContext
@@ -48,7 +48,7 @@ def registry_component(context: StackContext) -> Component:
             "-Dquarkus.http.access-log.enabled=false",
             '-Dquarkus.log.category."org.apache.kafka".level=WARN',
             "-jar",
-            str(unpack_registry(context.cache) / "quarkus-run.jar"),
+            str(registry_folder(context.cache) / "quarkus-run.jar"),
         ),
         probe=http_probe(f"{url}/subjects"),
         env=plain_environment(),
