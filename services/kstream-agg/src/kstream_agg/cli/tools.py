@@ -21,7 +21,7 @@ __all__ = ["open_cluster", "open_tools", "output"]
 
 # Not a terminal: let no table be folded to 80 columns.
 _WIDE: Final = 400
-_ANSWER_S: Final = 4.0
+_ANSWER_S: Final = 2.0
 
 
 def open_tools(tool: str) -> tuple[ToolSettings, AggregatorView]:
