@@ -42,7 +42,7 @@ def connect_component(context: StackContext) -> Component:
             "org.apache.kafka.connect.cli.ConnectDistributed",
             str(properties),
         ),
-        probe=http_probe(f"{connect_url(port)}/connectors"),
+        probe=http_probe(port, "/connectors"),
         # The sinks write timestamps in the JVM's zone: it must be UTC, whatever the user's is.
         env=plain_environment(),
         cwd=context.layout.folder,

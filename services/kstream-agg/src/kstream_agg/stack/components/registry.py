@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["registry_component", "registry_url"]
 
+_API = "/apis/ccompat/v7"
 _JOURNAL = "kafkasql-journal"
 
 
 def registry_url(port: int) -> str:
     """The address of the Confluent-compatible API."""
-    return f"http://127.0.0.1:{port}/apis/ccompat/v7"
+    return f"http://127.0.0.1:{port}{_API}"
 
 
 def registry_component(context: StackContext) -> Component:
@@ -50,7 +51,7 @@ def registry_component(context: StackContext) -> Component:
             "-jar",
             str(registry_folder(context.cache) / "quarkus-run.jar"),
         ),
-        probe=http_probe(f"{url}/subjects"),
+        probe=http_probe(ports.registry, f"{_API}/subjects"),
         env=plain_environment(),
         cwd=context.layout.folder,
         ports={
