@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
+from kstream_agg.cli import tools
 from kstream_agg.cli.consume import json_line
 from kstream_agg.cli.main import main
 from kstream_agg.core.schemas import RAW_TRADE
 from kstream_agg.kafka.wire import RecordDecoder, RecordEncoder
+from kstream_agg.stack.endpoints import StackEndpoints
 from kstream_agg.stack.ports import free_ports
 from kstream_agg.verify.reading import Record, TopicPart
 from kstream_agg.verify.testing import trade_record
@@ -131,3 +134,33 @@ def test_an_undecodable_record_keeps_its_bytes_and_says_why() -> None:
     assert json_line(Record(TopicPart("t", 0), 0, None, None, []), decoder()).endswith(
         '"@value": null}'
     )
+
+
+@pytest.mark.parametrize("named_brokers", [None, "kafka.example:9092"])
+def test_a_running_stack_is_taken_as_a_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named_brokers: str | None
+) -> None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("KSTREAM_")}
+    if named_brokers is not None:
+        clean["KSTREAM__KAFKA__BOOTSTRAP_SERVERS"] = named_brokers
+    monkeypatch.setattr(os, "environ", clean)
+    found = StackEndpoints(
+        data_dir=tmp_path,
+        bootstrap_servers="127.0.0.1:1",
+        registry_url="http://127.0.0.1:2",
+        connect_url="http://127.0.0.1:3",
+        zipkin_url="http://127.0.0.1:4",
+        postgres_port=5,
+        postgres_password_file=tmp_path / "password",
+        channels="trades.future.BTC.100ms",
+    )
+    monkeypatch.setattr(tools, "find_running", lambda: found)
+    monkeypatch.setattr(tools, "configure_logging", lambda *_: None)
+
+    settings, aggregator = tools.open_tools("test")
+
+    taken = named_brokers is None
+    assert settings.kafka.bootstrap_servers == (named_brokers or "127.0.0.1:1")
+    assert (settings.postgres.port == 5) is taken
+    assert (settings.connect.url == "http://127.0.0.1:3") is taken
+    assert (aggregator.raw_topics == ("trades-future-btc",)) is taken
