@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 __all__ = ["demo", "reset", "run", "status", "stop"]
 
 _READY_TIMEOUT_S: Final = 300.0
+_EXCHANGE_TIMEOUT_S: Final = 30.0
 _REDRAW_S: Final = 1.0
+_WITHOUT_EXCHANGE: Final = (
+    "without the exchange, look around with a recording: make stop, make demo"
+)
 # What the shipped recording holds.
 _DEMO_CHANNELS: Final = "trades.option.BTC.100ms,trades.BTC-PERPETUAL.100ms"
 
@@ -141,10 +145,21 @@ def _start(
 
 def _wait(folder: Path, console: Console) -> None:
     with console.status("starting") as line:
+        alone_since: float | None = None
 
         def watch(found: StackStatus) -> None:
-            late = [c.name for c in found.components if not c.is_healthy]
-            line.update(f"waiting for {', '.join(late)}")
+            nonlocal alone_since
+            late = [c for c in found.components if not c.is_healthy]
+            line.update(f"waiting for {', '.join(c.name for c in late)}")
+            if [c.name for c in late] != ["raw-producer"]:
+                alone_since = None
+                return
+            alone_since = alone_since or time.monotonic()
+            if time.monotonic() - alone_since > _EXCHANGE_TIMEOUT_S:
+                raise UnavailableError(
+                    f"all is ready but the raw-producer, which goes on trying: {late[0].detail}",
+                    remedy=_WITHOUT_EXCHANGE if found.profile == "live" else None,
+                )
 
         try:
             found = control.wait_ready(folder, timeout_s=_READY_TIMEOUT_S, watch=watch)
@@ -206,7 +221,7 @@ def _hint(found: StackStatus) -> str:
         if component.name == "raw-producer" and not component.is_healthy and component.detail:
             lines.append(f"raw-producer: {component.detail}")
             if found.profile == "live":
-                lines.append("without the exchange, look around with a recording: make demo")
+                lines.append(_WITHOUT_EXCHANGE)
     lines.append(
         'look: .venv/bin/kstream-agg sql "SELECT * FROM trades_option_btc_ewma_5min LIMIT 5"'
     )
