@@ -41,7 +41,7 @@ def stack(raw_producer: ComponentState, connect: ComponentState = "ready") -> St
 def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The monotonic clock of the module under test; the test sets it."""
     now = [1000.0]
-    monkeypatch.setattr(cli_run.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("kstream_agg.cli.run.time.monotonic", lambda: now[0])
     return now
 
 
@@ -60,7 +60,7 @@ def play(
         raise AssertionError("it waited on")
 
     monkeypatch.setattr(control, "wait_ready", wait_ready)
-    monkeypatch.setattr(control, "read_status", lambda data_dir: course[-1][1])
+    monkeypatch.setattr(control, "read_status", lambda _: course[-1][1])
     cli_run._wait(Path("nowhere"), output())
 
 
