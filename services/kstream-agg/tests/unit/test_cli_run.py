@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
 
 from kstream_agg.cli import run as cli_run
 from kstream_agg.cli.tools import output
-from kstream_agg.core.errors import UnavailableError
+from kstream_agg.core.errors import SettingsError, UnavailableError
 from kstream_agg.stack import control
 from kstream_agg.stack.state import ComponentState, ComponentStatus, StackStatus
 
@@ -81,3 +82,24 @@ def test_while_others_start_too_the_exchange_is_not_judged(
               (79.0, stack("starting"))]  # fmt: skip
     with pytest.raises(AssertionError, match="it waited on"):
         play(monkeypatch, seconds, course)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("KSTREAM__EXCHANGE__HEARTBEAT_INTERVAL_S", "1"),
+        ("KSTREAM__WINDOW__PERIOD", "soon"),
+        ("KSTREAM__SIMULATOR__SPEED", "fast"),
+        ("KSTREAM__CHANNELS", "book.BTC-PERPETUAL.100ms"),
+    ],
+)
+def test_a_wrong_setting_of_any_service_is_named_before_anything_starts(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KSTREAM__DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("KSTREAM__CHANNELS", "trades.option.BTC.100ms")  # the command may set it
+    monkeypatch.setenv(variable, value)
+    said = CliRunner().invoke(cli_run.demo, ["--detach"])
+    assert isinstance(said.exception, SettingsError)
+    assert variable in str(said.exception)
+    assert not (tmp_path / "data").exists()

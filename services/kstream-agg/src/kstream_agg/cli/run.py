@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.live import Live
 
+from kstream_agg.aggregate.settings import AggProducerSettings
 from kstream_agg.cli.board import render
 from kstream_agg.cli.tools import output
 from kstream_agg.core.errors import StackError, UnavailableError
 from kstream_agg.core.settings import ENV_PREFIX, load_settings
+from kstream_agg.deribit.settings import RawProducerSettings
+from kstream_agg.deribit.simulator_service import SimulatorSettings
+from kstream_agg.sinks.connectors import load_sinks
 from kstream_agg.sinks.settings import ToolSettings, load_aggregator_view
 from kstream_agg.stack import control
 from kstream_agg.stack.endpoints import find_running
@@ -127,6 +131,7 @@ def _start(
     elif profile == "demo":
         os.environ.setdefault(f"{ENV_PREFIX}CHANNELS", _DEMO_CHANNELS)
     settings = load_stack_settings()
+    _check_settings(profile)
     options = options | {"channels": ",".join(settings.channels)}
     folder = (settings.data_dir or default_data_dir(profile)).absolute()
     running = _running(settings)
@@ -141,6 +146,20 @@ def _start(
         _wait(folder, console)
     else:
         _attend(folder, console)
+
+
+def _check_settings(profile: Profile) -> None:
+    """Read what each service will read, so that a wrong setting is named before anything starts.
+
+    Raises:
+        SettingsError: One is wrong.
+    """
+    load_settings(RawProducerSettings, "raw-producer")
+    load_settings(AggProducerSettings, "agg-producer")
+    if profile == "demo":
+        load_settings(SimulatorSettings, "deribit-simulator")
+    load_settings(ToolSettings, "tools")
+    load_sinks(load_aggregator_view())
 
 
 def _wait(folder: Path, console: Console) -> None:
@@ -158,7 +177,7 @@ def _wait(folder: Path, console: Console) -> None:
             if time.monotonic() - alone_since > _EXCHANGE_TIMEOUT_S:
                 raise UnavailableError(
                     f"all is ready but the raw-producer, which goes on trying: {late[0].detail}",
-                    remedy=_WITHOUT_EXCHANGE if found.profile == "live" else None,
+                    remedy=_remedy(found, late[0].detail),
                 )
 
         try:
@@ -220,12 +239,18 @@ def _hint(found: StackStatus) -> str:
     for component in found.components:
         if component.name == "raw-producer" and not component.is_healthy and component.detail:
             lines.append(f"raw-producer: {component.detail}")
-            if found.profile == "live":
-                lines.append(_WITHOUT_EXCHANGE)
+            remedy = _remedy(found, component.detail)
+            if remedy:
+                lines.append(remedy)
     lines.append(
         'look: .venv/bin/kstream-agg sql "SELECT * FROM trades_option_btc_ewma_5min LIMIT 5"'
     )
     return "\n".join(lines)
+
+
+def _remedy(found: StackStatus, detail: str) -> str | None:
+    no_exchange = found.profile == "live" and "exchange" in detail and "session" in detail
+    return _WITHOUT_EXCHANGE if no_exchange else None
 
 
 def _figures_reader(folder: Path, found: StackStatus) -> FiguresReader:
