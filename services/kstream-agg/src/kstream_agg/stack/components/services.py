@@ -31,6 +31,9 @@ _PLAYBACK: Final = (
     "seed",
 )
 
+_EXPORTER: Final = f"{ENV_PREFIX}TELEMETRY__EXPORTER"
+_ENDPOINT: Final = f"{ENV_PREFIX}TELEMETRY__ENDPOINT"
+
 
 def connectors_component(context: StackContext) -> Component:
     """One-shot: makes tables and topics and configures the sinks."""
@@ -103,7 +106,13 @@ def _program(*arguments: str) -> tuple[str, ...]:
 
 
 def _environment(context: StackContext, changes: dict[str, str] | None = None) -> dict[str, str]:
-    """The user's environment, the stack's addresses over it, a service's own over both."""
-    stack = stack_endpoints(context.layout, context.ports.model_dump(), context.options)
+    """The user's environment, the stack's addresses over it, a service's own over both.
+
+    Where spans go is the user's to say: the stack's Zipkin is only the default.
+    """
+    stack = stack_endpoints(context.layout, context.ports.model_dump(), context.options).environment
+    if os.environ.get(_EXPORTER, stack[_EXPORTER]) != stack[_EXPORTER]:
+        del stack[_ENDPOINT]
+    spans = {name: os.environ[name] for name in (_EXPORTER, _ENDPOINT) if name in os.environ}
     own = {ENV_PREFIX + name: value for name, value in (changes or {}).items()}
-    return {**os.environ, **stack.environment, **own, "KSTREAM_CONFIG_DIR": str(context.config)}
+    return {**os.environ, **stack, **spans, **own, "KSTREAM_CONFIG_DIR": str(context.config)}
