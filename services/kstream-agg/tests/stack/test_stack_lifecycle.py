@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from kstream_agg.core.errors import StackError
+from kstream_agg.core.errors import PrerequisiteError, StackError
 from kstream_agg.stack import control
 from kstream_agg.stack.artifacts import ArtifactCache
 from kstream_agg.stack.download import Fetcher
@@ -285,5 +285,5 @@ def test_postgres_runs_in_a_folder_that_only_root_may_enter(tmp_path: Path) -> N
 def test_folder_that_cannot_be_made_is_one_sentence(own: LocalStack) -> None:
     file = own.data_dir.parent / "file"
     file.touch()
-    with pytest.raises(StackError, match="cannot be written"):
+    with pytest.raises(PrerequisiteError, match="cannot be written"):
         control.up(file / "data", own.plan)
