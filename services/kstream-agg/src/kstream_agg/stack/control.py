@@ -15,7 +15,7 @@ import msgspec
 from kstream_agg.core.errors import StackError, UnavailableError
 from kstream_agg.stack.doctor import refuse_lack
 from kstream_agg.stack.download import Fetcher, disk_errors
-from kstream_agg.stack.layout import Layout
+from kstream_agg.stack.layout import Layout, make_private
 from kstream_agg.stack.plan import plan_context, read_kind, write_kind, write_plan
 from kstream_agg.stack.ports import check_ports
 from kstream_agg.stack.process import end_processes
@@ -103,7 +103,7 @@ def up(data_dir: Path, plan: Plan, *, progress: Progress | None = None) -> list[
         layout.folder.mkdir(parents=True, exist_ok=True)
         write_kind(layout, kind)
         write_plan(layout.plan, plan)
-        layout.logs.mkdir(exist_ok=True)
+        make_private(layout.logs)
         shutil.rmtree(layout.suspended, ignore_errors=True)
         layout.suspended.mkdir()
     _start_supervisor(layout)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "make_private"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +74,9 @@ class Layout:
         return self.folder.is_dir() and all(
             path.name.removesuffix(".new") in names for path in self.folder.iterdir()
         )
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner may enter; one that is there becomes so."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
