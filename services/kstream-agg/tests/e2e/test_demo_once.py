@@ -66,10 +66,8 @@ class Demo:
             env=self.environment | environment,
         )
 
-    def play(self, recording: Path, *channels: str) -> subprocess.CompletedProcess[str]:
-        chosen = ",".join(["trades.option.BTC.100ms", *channels])
-        played = ("--recording", str(recording), "--loop", "0", "--channels", chosen)
-        return self.command("demo", "--detach", *played)
+    def play(self, recording: Path) -> subprocess.CompletedProcess[str]:
+        return self.command("demo", "--detach", "--recording", str(recording), "--loop", "0")
 
     def wait_for(self, name: str, state: str) -> ComponentStatus:
         deadline = time.monotonic() + 90
