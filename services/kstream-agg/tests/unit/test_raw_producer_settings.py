@@ -11,7 +11,12 @@ from click.testing import CliRunner
 from kstream_agg.cli.main import cli
 from kstream_agg.core.errors import SettingsError
 from kstream_agg.core.settings import config_dir, load_settings
-from kstream_agg.deribit.settings import ExchangeSettings, RawProducerSettings
+from kstream_agg.deribit.settings import (
+    CommitSettings,
+    ExchangeSettings,
+    HistorySettings,
+    RawProducerSettings,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +30,8 @@ CASES = {
     "reconnect_max_s": ("5", 5.0, "-1"),
     "compression": ("false", False, "perhaps"),
     "max_frame_bytes": ("100000", 100_000, "10"),
-    "queue_trades": ("50", 50, "none"),
+    "queue_bytes": ("70000", 70_000, "none"),
+    "lag_warning_s": ("2.5", 2.5, "0"),
 }
 
 
@@ -56,6 +62,9 @@ def test_the_file_holds_the_defaults_of_the_code() -> None:
     path = config_dir() / "raw-producer" / "default.toml"
     written = tomllib.loads(path.read_text(encoding="utf-8"))
     assert set(written["exchange"]) == set(ExchangeSettings.model_fields)
+    derived = {"rest_url", "archive_url"}
+    assert set(written["history"]) == set(HistorySettings.model_fields) - derived
+    assert set(written["commit"]) == set(CommitSettings.model_fields)
     from_file = load_settings(RawProducerSettings, "raw-producer")
     assert from_file == RawProducerSettings()
 
@@ -82,3 +91,31 @@ def test_two_intervals_of_one_channel_are_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("KSTREAM__CHANNELS", "trades.option.BTC.100ms,trades.option.BTC.agg2")
     with pytest.raises(SettingsError, match=r"KSTREAM__CHANNELS.* deliver the same trades"):
         load_settings(RawProducerSettings, "raw-producer")
+
+
+@pytest.mark.parametrize(
+    ("url", "rest", "archive"),
+    [
+        (
+            "wss://www.deribit.com/ws/api/v2",
+            "https://www.deribit.com/api/v2",
+            "https://history.deribit.com/api/v2",
+        ),
+        (
+            "wss://test.deribit.com/ws/api/v2",
+            "https://test.deribit.com/api/v2",
+            "https://test.deribit.com/api/v2",
+        ),
+        (
+            "ws://127.0.0.1:8090/ws/api/v2",
+            "http://127.0.0.1:8090/api/v2",
+            "http://127.0.0.1:8090/api/v2",
+        ),
+    ],
+)
+def test_the_history_is_where_the_stream_is(url: str, rest: str, archive: str) -> None:
+    settings = HistorySettings()
+    assert settings.rest_of(url) == rest
+    assert settings.archive_of(url) == archive
+    named = HistorySettings(rest_url="http://a/", archive_url="http://b")
+    assert (named.rest_of(url), named.archive_of(url)) == ("http://a", "http://b")

@@ -60,16 +60,20 @@ class StreamClient:
         context: Clock, metrics, health (ready while every channel is subscribed) and the event
             that ends the client.
         jitter: A random number in [0, 1) for the waits between attempts.
+        on_subscribed: Called whenever a session has every channel.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is wired from
         self,
         settings: ExchangeSettings,
         channels: Sequence[str],
         handover: HandOver,
         context: ServiceContext,
+        *,
         jitter: Callable[[], float] = random.random,
+        on_subscribed: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_subscribed = on_subscribed
         self._settings = settings
         self._channels = tuple(channels)
         self._handover = handover
@@ -176,9 +180,14 @@ class StreamClient:
     ) -> None:
         for event in events:
             match event:
-                case Trades(batch=batch):
+                case Trades(batch=batch, frame=frame):
                     await self._hand_over(
-                        Receipt(batch, self._clock.now_ms(), "stream", session.simulated)
+                        Receipt(
+                            batch,
+                            self._clock.now_ms(),
+                            simulated=session.simulated,
+                            frame=frame,
+                        )
                     )
                 case BadFrame():
                     _log.warning("frame set aside", reason=str(event.error))
@@ -209,6 +218,7 @@ class StreamClient:
                 self._was_ready = True
                 self._up.set(1)
                 self._health.set_ready()
+                self._on_subscribed()
                 _log.info("subscribed", channels=channels, simulated=session.simulated)
             case ChannelsMissing(channels=channels, reason=reason, retry_s=retry_s):
                 names = ", ".join(channels)

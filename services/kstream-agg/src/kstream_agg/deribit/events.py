@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Trades:
     """Trades of a channel that was asked for."""
 
     batch: TradeBatch
+    frame: bytes = field(default=b"", repr=False, compare=False)
+    """What they were decoded from."""
 
 
 @dataclass(frozen=True, slots=True)

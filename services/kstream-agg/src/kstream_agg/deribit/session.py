@@ -34,7 +34,13 @@ from kstream_agg.deribit.events import (
     Trades,
 )
 from kstream_agg.deribit.frames import TradeBatch, decode_frame
-from kstream_agg.deribit.rpc import channel_of, error_of, request_text
+from kstream_agg.deribit.rpc import (
+    PASSING,
+    TOO_MANY_REQUESTS,
+    channel_of,
+    error_of,
+    request_text,
+)
 from kstream_agg.deribit.subscription import Subscription
 
 if TYPE_CHECKING:
@@ -42,11 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "SessionTimes"]
 
-_TOO_MANY_REQUESTS: Final = 10028
 _RAW_NEEDS_LOGIN: Final = 13778
 _TOO_LARGE: Final = -32600
-# Errors that pass: 10028 too_many_requests is handled apart, as the exchange then hangs up.
-_PASSING: Final = frozenset({10040, 10041, 10047, 10066, 11051, 13028, 13503, 13888})
 _WAIT_AFTER_TOO_MANY_S: Final = 10.0  # the pool of credits is full again after 3 s
 _MAX_RETRY_S: Final = 60.0
 
@@ -159,7 +162,7 @@ class Session:
 
     def _route(self, batch: TradeBatch, frame: bytes) -> Event:
         if batch.channel in self._wanted:
-            return Trades(batch)
+            return Trades(batch, frame)
         error = InvalidRecordError(
             f"trades of {batch.channel}, which was not asked for", stage="decode"
         )
@@ -174,7 +177,7 @@ class Session:
 
     def _on_answer(self, message: dict[str, Any], now: float) -> list[Event]:
         code, text = error_of(message)
-        if code == _TOO_MANY_REQUESTS:
+        if code == TOO_MANY_REQUESTS:
             return [Lost(f"the exchange refuses: {text}", _WAIT_AFTER_TOO_MANY_S)]
         number = message.get("id")
         if number is None:
@@ -227,7 +230,7 @@ class Session:
         for channel in call.channels:
             if channel not in accepted:
                 self._refusals[channel] = text if code is not None else "left out without an error"
-        if code in _PASSING:
+        if code in PASSING:
             self._will_pass = True
         elif code is not None:
             self._refused_for_good = True
