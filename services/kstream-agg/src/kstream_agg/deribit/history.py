@@ -126,6 +126,8 @@ class History:
                 return
             known = numbers
             cursor = self._next_cursor(cursor, trades, last.timestamp, size)
+            if cursor > anchor.timestamp:
+                anchor = None
 
     def _next_cursor(self, cursor: int, trades: list[Trade], last_ms: int, size: int) -> int:
         first_ms = min(trade.timestamp for trade in trades)
