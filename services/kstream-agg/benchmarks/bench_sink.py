@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import time
+from typing import TYPE_CHECKING, Any, Final, Self
 
+import httpx2
 import psutil
 from psycopg import sql
 
-from kstream_agg.core.errors import ContractError
+from kstream_agg.core.errors import ContractError, UnavailableError
 from kstream_agg.core.names import channel_topic, table_name
 from kstream_agg.core.settings import PostgresSettings
+from kstream_agg.sinks.connect_api import ConnectClient
 from kstream_agg.sinks.postgres import connect
+from kstream_agg.sinks.settings import RAW_SINK
 from kstream_agg.stack import control
 from measurement import Measurement
 from processes import Pass, Service, reference, say, watch
@@ -19,6 +23,7 @@ from workload import prefill
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+    from types import TracebackType
 
     import psycopg
 
@@ -28,19 +33,22 @@ __all__ = ["measure"]
 
 _ROWS: Final = 200_000
 _FLOOR: Final = 12_000
+_PAUSE_WITHIN_S: Final = 30.0
 
 
 def measure(endpoints: StackEndpoints, folder: Path, runs: int) -> Iterator[Measurement]:
     """Sink `runs` topics, one after the other, into a table each."""
+    currencies = [f"SINK{run}" for run in range(1, runs + 1)]
+    _apply(endpoints, folder, currencies)
     postgres = PostgresSettings(
         port=endpoints.postgres_port, password_file=endpoints.postgres_password_file
     )
+    address = (endpoints.postgres_port, endpoints.postgres_password_file)
     worker = _connect_process(endpoints)
     passes, bare = [], []
-    with connect(postgres) as connection:
-        for run in range(1, runs + 1):
-            passes.append(_sink(endpoints, folder, connection, worker, f"SINK{run}"))
-            address = (endpoints.postgres_port, endpoints.postgres_password_file)
+    with connect(postgres) as connection, _Connector(endpoints) as connector:
+        for run, currency in enumerate(currencies, start=1):
+            passes.append(_sink(endpoints, connector, connection, worker, currency))
             bare.append(reference("bare_upsert.py", *address, f"bench-bare-{run}", _ROWS, "BARE"))
             say(
                 f"sink {run}/{runs}: {passes[-1].per_s:,.0f} rows/s, "
@@ -62,6 +70,39 @@ def measure(endpoints: StackEndpoints, folder: Path, runs: int) -> Iterator[Meas
     )
 
 
+class _Connector:
+    """The raw sink in Connect, paused while its next topic is filled; a context manager."""
+
+    def __init__(self, endpoints: StackEndpoints) -> None:
+        self._client = ConnectClient(endpoints.connect_url, timeout_s=10)
+        self._path = f"{endpoints.connect_url}/connectors/{RAW_SINK}"
+
+    def __enter__(self) -> Self:
+        self._client.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._client.__exit__(exc_type, exc, traceback)
+
+    def pause(self) -> None:
+        """Return once it stands still."""
+        httpx2.put(f"{self._path}/pause", timeout=10, trust_env=False).raise_for_status()
+        deadline = time.monotonic() + _PAUSE_WITHIN_S
+        while {task.state for task in self._client.status(RAW_SINK).tasks} != {"PAUSED"}:
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"{RAW_SINK} is not paused in {_PAUSE_WITHIN_S:.0f} s")
+            time.sleep(0.1)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        httpx2.put(f"{self._path}/resume", timeout=10, trust_env=False).raise_for_status()
+
+
 class _Rows:
     """Rows seen in the table, asked for cheaply: all are there when each key's last row is."""
 
@@ -74,12 +115,8 @@ class _Rows:
         self._seen = 0
 
     def __call__(self) -> int:
-        if self._seen == 0:
-            exists = self._connection.execute("SELECT to_regclass(%s)", (self._table,)).fetchone()
-            if exists is not None and exists[0] is not None:
-                self._seen = self.count()
-        elif self._last_rows() == len(self._names):
-            return self.count()
+        if self._seen == 0 or self._last_rows() == len(self._names):
+            self._seen = self.count()
         return self._seen
 
     def count(self) -> int:
@@ -99,29 +136,33 @@ class _Rows:
         return int(row[0]) if row else 0
 
 
+def _apply(endpoints: StackEndpoints, folder: Path, currencies: list[str]) -> None:
+    """Topics, tables and the project's own connectors, for all passes."""
+    changes = {"CHANNELS": ",".join(map(_channel, currencies))}
+    with Service(("connectors", "apply"), endpoints.environment, folder, changes) as applying:
+        applying.wait_done()
+
+
+def _channel(currency: str) -> str:
+    return f"trades.option.{currency}.100ms"
+
+
 def _sink(
     endpoints: StackEndpoints,
-    folder: Path,
+    connector: _Connector,
     connection: psycopg.Connection[Any],
     worker: psutil.Process,
     currency: str,
 ) -> Pass:
-    """One pass; the connector is told to read this topic and no other."""
-    channel = f"trades.option.{currency}.100ms"
-    topic = channel_topic(channel)
+    """One pass: the topic is filled while the connector stands still."""
+    topic = channel_topic(_channel(currency))
+    connector.pause()
     last = prefill(endpoints, topic, _ROWS, currency)
     rows = _Rows(connection, table_name(topic), last)
-    changes = {"CHANNELS": channel}
-    with Service(("connectors", "apply"), endpoints.environment, folder, changes) as applying:
-
-        def read() -> int:
-            applying.check()
-            return rows()
-
-        found = watch(read, _ROWS, worker)
-    if rows.count() != _ROWS:
-        raise ContractError(f"{rows.count():,} rows of {_ROWS:,} trades")
-    return found
+    if rows() > 0:
+        raise ContractError("the paused connector has written rows")
+    connector.resume()
+    return watch(rows, _ROWS, worker)
 
 
 def _connect_process(endpoints: StackEndpoints) -> psutil.Process:

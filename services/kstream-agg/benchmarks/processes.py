@@ -96,6 +96,20 @@ class Service:
             tail = self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
             raise StackError(f"{self._arguments[0]} has ended: {tail}")
 
+    def wait_done(self, timeout_s: float = 180.0) -> None:
+        """Return once it has ended well.
+
+        Raises:
+            StackError: It has ended badly.
+            UnavailableError: It has not ended in time.
+        """
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            name = " ".join(self._arguments)
+            raise UnavailableError(f"{name} has not ended in {timeout_s:.0f} s") from error
+        self.check()
+
     def wait_ready(self, timeout_s: float = 60.0) -> None:
         """Return once it says that it is ready.
 

@@ -15,6 +15,7 @@ from kstream_agg.core.errors import SettingsError
 from kstream_agg.core.logs import configure_logging
 from kstream_agg.core.settings import LogSettings
 from kstream_agg.stack import control
+from kstream_agg.stack.artifacts import ArtifactCache
 from kstream_agg.stack.layout import Layout
 from kstream_agg.stack.logfiles import follow, tail
 from kstream_agg.stack.plan import make_plan
@@ -137,6 +138,14 @@ def reset(*, yes: bool, data_dir: Path | None) -> None:
         click.confirm(f"Remove {folder} with all its topics, schemas and rows?", abort=True)
     control.reset(folder)
     click.echo(f"{folder} is removed")
+
+
+@stack.command(name="clean-cache")
+def clean_cache() -> None:
+    """Remove the downloaded components from the user's cache folder."""
+    cache = ArtifactCache()
+    removed = cache.clear()
+    click.echo(f"{cache.folder} is {'removed' if removed else 'not there'}")
 
 
 @stack.command(hidden=True)

@@ -21,6 +21,7 @@ from kstream_agg.stack.ports import check_ports
 from kstream_agg.stack.process import end_processes
 from kstream_agg.stack.profiles import artifact_groups, build_components, select_names
 from kstream_agg.stack.state import StackStatus, is_alive, read_state
+from kstream_agg.stack.unpack import unpack_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,8 +84,10 @@ def up(data_dir: Path, plan: Plan, *, progress: Progress | None = None) -> list[
     names = select_names(plan.profile, plan.only)
     context = plan_context(plan, layout)
     refuse_lack(context.cache, data_dir)
-    context.cache.ensure(artifact_groups(names), Fetcher(plan.repository), progress)
     check_ports(build_components(names, context))
+    groups = artifact_groups(names)
+    context.cache.ensure(groups, Fetcher(plan.repository), progress)
+    unpack_all(context.cache, groups)
     with disk_errors(data_dir):
         shutil.rmtree(layout.suspended, ignore_errors=True)
         layout.suspended.mkdir()

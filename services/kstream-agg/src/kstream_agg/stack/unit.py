@@ -266,5 +266,6 @@ def _error_of(task: Future[None] | Future[str | None]) -> str | None:
 
 def _explain_exit(code: int) -> str:
     if code < 0:
-        return f"ended by {signal.Signals(-code).name}"
+        names = {number.value: number.name for number in signal.Signals}
+        return f"ended by {names.get(-code, f'signal {-code}')}"
     return f"ended with exit code {code}"
