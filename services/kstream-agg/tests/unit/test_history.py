@@ -125,6 +125,16 @@ def test_an_answer_without_the_known_trade_is_asked_for_again() -> None:
     assert set(found) == set(identities(trades))
 
 
+def test_the_known_trade_may_be_on_a_later_page_but_not_nowhere() -> None:
+    trades = market(400)
+    known = Anchor(trades[300].instrument_name, trades[300].trade_seq, trades[300].timestamp)
+    found = walk([FakeHost(trades)], from_ms=NOW_MS - 3_600_000, anchor=known)
+    assert set(found) == set(identities(trades))
+    without = FakeHost([item for item in trades if item is not trades[300]])
+    with pytest.raises(UnavailableError, match="lacks the known trade"):
+        walk([without], from_ms=NOW_MS - 3_600_000, anchor=known)
+
+
 def test_old_times_are_asked_of_the_archive_first() -> None:
     trades = [trade(1, NOW_MS - 90_000_000)]
     main, archive = FakeHost([]), FakeHost(trades, name="archive")

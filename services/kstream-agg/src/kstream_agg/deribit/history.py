@@ -47,6 +47,7 @@ _log = get_logger(__name__)
 
 _MAIN_KEEPS_MS: Final = 23 * 3_600_000  # about a day is what the main host gives by time
 _STEP_BACK_MS: Final = 1_000  # far more than the 20 ms by which ids and times disagree
+_DISORDER_MS: Final = 50  # by which ids and times disagree at most, with room
 _WIDEN: Final = 5  # numbers to ask for beyond the edges when they were left out
 _ANCHOR_TRIES: Final = 2  # of a host, before the next is asked
 
@@ -112,22 +113,23 @@ class History:
         """
         cursor = from_ms
         known: set[tuple[str, int]] = set()
+        anchors = [anchor] if anchor is not None else []
         while True:
-            page = await self._page_with(scope, cursor, to_ms, anchor)
+            page = await self._page_with(scope, cursor, to_ms, anchors)
             size = len(page.batch.trades) + len(page.batch.rejected)
             trades = _keep(page, cursor, to_ms)
             if not trades:
                 return
             last = max(trades, key=lambda trade: trade.timestamp)
-            anchor = Anchor(last.instrument_name, last.trade_seq, last.timestamp)
-            yield WalkStep(page, last.timestamp, anchor)
+            newest = Anchor(last.instrument_name, last.trade_seq, last.timestamp)
+            yield WalkStep(page, last.timestamp, newest)
             numbers = {(trade.instrument_name, trade.trade_seq) for trade in trades}
             if (size < self._page_trades and not page.has_more) or numbers <= known:
                 return
             known = numbers
             cursor = self._next_cursor(cursor, trades, last.timestamp, size)
-            if cursor > anchor.timestamp:
-                anchor = None
+            ahead = [item for item in anchors if item[:2] not in numbers]
+            anchors = [item for item in (newest, *ahead) if item.timestamp >= cursor]
 
     def _next_cursor(self, cursor: int, trades: list[Trade], last_ms: int, size: int) -> int:
         first_ms = min(trade.timestamp for trade in trades)
@@ -139,8 +141,9 @@ class History:
         return cursor + 1
 
     async def _page_with(
-        self, scope: Scope, from_ms: int, to_ms: int, anchor: Anchor | None
+        self, scope: Scope, from_ms: int, to_ms: int, anchors: Sequence[Anchor]
     ) -> Page:
+        """The page from `from_ms`; it holds every anchor that cannot be on a later one."""
         params: dict[str, str | int] = {
             **scope.params,
             "start_timestamp": max(0, from_ms),
@@ -157,16 +160,25 @@ class History:
                 except (UnavailableError, HistoryRefusedError) as error:
                     failure = failure or error
                     break
-                if anchor is None and page.batch.trades:
+                lacking = self._lacking(page, anchors)
+                if not lacking and (anchors or page.batch.trades):
                     return page
-                if anchor is not None and _holds(page, anchor):
-                    return page
-                empty = page if anchor is None else None
+                empty = page if not anchors else None
         if empty is not None and failure is None:
             return empty  # every host says so, more than once
         if failure is not None:
             raise failure
-        raise UnavailableError(f"the history lacks the known trade {anchor}")
+        raise UnavailableError(f"the history lacks the known trade {anchors[0]}")
+
+    def _lacking(self, page: Page, anchors: Sequence[Anchor]) -> list[Anchor]:
+        trades = page.batch.trades
+        given = {(trade.instrument_name, trade.trade_seq) for trade in trades}
+        lacking = [item for item in anchors if item[:2] not in given]
+        if len(trades) + len(page.batch.rejected) < self._page_trades:
+            return lacking
+        # Cut by its size: what happened later, or about then, can be on the next one.
+        last_ms = max((trade.timestamp for trade in trades), default=0)
+        return [item for item in lacking if item.timestamp < last_ms - _DISORDER_MS]
 
     def _hosts_for(self, from_ms: int) -> tuple[Host, ...]:
         """The main host first, for times that it keeps."""
@@ -252,13 +264,6 @@ def _pick(batch: TradeBatch, places: list[int]) -> TradeBatch:
     extras = {new: batch.extras[old] for new, old in enumerate(places) if old in batch.extras}
     trades = [batch.trades[place] for place in places]
     return TradeBatch(batch.channel, trades, extras, batch.rejected)
-
-
-def _holds(page: Page, anchor: Anchor) -> bool:
-    return any(
-        trade.trade_seq == anchor.trade_seq and trade.instrument_name == anchor.instrument_name
-        for trade in page.batch.trades
-    )
 
 
 def _pieces(first: int, last: int, size: int) -> list[SeqRun]:

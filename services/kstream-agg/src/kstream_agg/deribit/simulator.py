@@ -196,6 +196,19 @@ class SimulatorThread:
         self.websocket_url = handle.websocket_url
         self.rest_url = handle.rest_url
 
+    def happened(self) -> set[tuple[str, int]]:
+        """Instrument and number of the trades that have happened and are kept."""
+
+        async def look() -> set[tuple[str, int]]:
+            exchange = self._handle.exchange
+            return {
+                (trade.instrument, trade.trade_seq)
+                for name in exchange.instruments
+                for trade in exchange.instrument_trades(name)
+            }
+
+        return asyncio.run_coroutine_threadsafe(look(), self._loop).result()
+
     def wait_played(self, timeout_s: float = 30.0) -> None:
         """Return once the recording's last trade was written to every subscriber.
 

@@ -58,6 +58,14 @@ class TopicContent:
             self.unmarked.append((name, seq))
         self.highest[name] = max(seq, self.highest.get(name, 0))
 
+    def without_holes(self) -> set[tuple[str, int]]:
+        """Every trade up to each instrument's highest."""
+        return {
+            (name, number)
+            for name, highest in self.highest.items()
+            for number in range(1, highest + 1)
+        }
+
     def differences(self, expected: set[tuple[str, int]]) -> str:
         """What is wrong, in one line; empty when nothing is."""
         missing = sorted(expected - self.trades.keys())
@@ -150,25 +158,34 @@ class Market:
             numbers = consumer.list_topics(topic, 10).topics[topic].partitions
             batches = []
             for number in numbers:
-                consumer.assign([TopicPartition(topic, number, 0)])
-                batches.append(_read_to_end(consumer))
+                part = TopicPartition(topic, number, 0)
+                _, end = consumer.get_watermark_offsets(part)
+                consumer.assign([part])
+                batches.append(_read_until(consumer, end))
         finally:
             consumer.close()
         return batches
 
 
-def _read_to_end(consumer: Consumer) -> tuple[list[bytes | None], list[bytes | None]]:
+def _read_until(consumer: Consumer, end: int) -> tuple[list[bytes | None], list[bytes | None]]:
+    """Keys and values before an offset, or before the last stable one when that is lower."""
     keys: list[bytes | None] = []
     values: list[bytes | None] = []
     deadline = time.monotonic() + _WAIT_S
-    while time.monotonic() < deadline:
+    at = 0
+    while at < end and time.monotonic() < deadline:
         for message in consumer.consume(10_000, 0.2):
             if message.error() is not None:  # the partition's end
                 return keys, values
+            at = (message.offset() or 0) + 1
+            if at > end:
+                break
             key, value = message.key(), message.value()
             keys.append(key if isinstance(key, bytes) else None)
             values.append(value if isinstance(value, bytes) else None)
-    raise TimeoutError("the partition's end was not reached")
+    if at < end:
+        raise TimeoutError(f"offset {end} was not reached")
+    return keys, values
 
 
 class ProducerThread:
