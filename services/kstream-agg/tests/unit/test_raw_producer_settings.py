@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tomllib
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from pydantic import SecretStr
 
 from kstream_agg.cli.main import cli
 from kstream_agg.core.errors import SettingsError
@@ -18,10 +19,7 @@ from kstream_agg.deribit.settings import (
     RawProducerSettings,
 )
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-CASES = {
+CASES: dict[str, tuple[str, object, str | None]] = {
     "url": ("ws://127.0.0.1:8790/ws/api/v2", "ws://127.0.0.1:8790/ws/api/v2", "deribit.com"),
     "heartbeat_interval_s": ("30", 30, "9"),
     "subscribe_attempts": ("5", 5, "0"),
@@ -30,6 +28,9 @@ CASES = {
     "reconnect_max_s": ("5", 5.0, "-1"),
     "compression": ("false", False, "perhaps"),
     "max_frame_bytes": ("100000", 100_000, "10"),
+    "client_id": ("me", "me", None),
+    "client_secret": ("hush", SecretStr("hush"), None),
+    "client_secret_file": ("/run/secret", Path("/run/secret"), None),
     "queue_bytes": ("70000", 70_000, "none"),
     "lag_warning_s": ("2.5", 2.5, "0"),
 }
@@ -51,9 +52,9 @@ def test_a_setting_is_read_from_its_variable(key: str, monkeypatch: pytest.Monke
     assert getattr(settings.exchange, key) == value
 
 
-@pytest.mark.parametrize("key", CASES)
+@pytest.mark.parametrize("key", [key for key, case in CASES.items() if case[2] is not None])
 def test_a_wrong_value_is_refused_with_its_place(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(_variable(key), CASES[key][2])
+    monkeypatch.setenv(_variable(key), CASES[key][2] or "")
     with pytest.raises(SettingsError, match=_variable(key)):
         load_settings(RawProducerSettings, "raw-producer")
 
@@ -61,7 +62,8 @@ def test_a_wrong_value_is_refused_with_its_place(key: str, monkeypatch: pytest.M
 def test_the_file_holds_the_defaults_of_the_code() -> None:
     path = config_dir() / "raw-producer" / "default.toml"
     written = tomllib.loads(path.read_text(encoding="utf-8"))
-    assert set(written["exchange"]) == set(ExchangeSettings.model_fields)
+    login = {"client_id", "client_secret", "client_secret_file"}
+    assert set(written["exchange"]) == set(ExchangeSettings.model_fields) - login
     derived = {"rest_url", "archive_url"}
     assert set(written["history"]) == set(HistorySettings.model_fields) - derived
     assert set(written["commit"]) == set(CommitSettings.model_fields)
@@ -119,3 +121,15 @@ def test_the_history_is_where_the_stream_is(url: str, rest: str, archive: str) -
     assert settings.archive_of(url) == archive
     named = HistorySettings(rest_url="http://a/", archive_url="http://b")
     assert (named.rest_of(url), named.archive_of(url)) == ("http://a", "http://b")
+
+
+def test_a_login_is_whole_or_absent(tmp_path: Path) -> None:
+    assert ExchangeSettings().login() is None
+    with pytest.raises(SettingsError, match="belong together"):
+        ExchangeSettings(client_id="me").login()
+    file = tmp_path / "secret"
+    file.write_text("hush\n", encoding="utf-8")
+    login = ExchangeSettings(client_id="me", client_secret_file=file).login()
+    assert login is not None
+    assert login.request()["client_secret"] == "hush"
+    assert "hush" not in repr(ExchangeSettings(client_id="me", client_secret=SecretStr("hush")))

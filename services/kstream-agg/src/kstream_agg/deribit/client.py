@@ -7,11 +7,12 @@ session receives goes into a `HandOver`; while that is full nothing is read from
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from typing import TYPE_CHECKING, Final
 
 from websockets.asyncio.client import connect
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from kstream_agg.core.logs import get_logger
 from kstream_agg.core.metrics import FRAMES_RECEIVED, SESSION_CONNECTS, SESSION_UP
@@ -95,7 +96,7 @@ class StreamClient:
         """Receive until `stop` is set.
 
         Raises:
-            ChannelRefusedError: On a first start the exchange does not give us the channels.
+            ContractError: On a first start the exchange does not give us the channels.
         """
         sessions = asyncio.create_task(self._run_sessions())
         stopped = asyncio.create_task(self._wait_for_stop())
@@ -143,7 +144,8 @@ class StreamClient:
     async def _run_session(self, websocket: ClientConnection) -> Lost:
         self._connects.inc()
         attempts = None if self._was_ready else self._settings.subscribe_attempts
-        session = Session(self._channels, attempts=attempts, times=self._times)
+        login = self._settings.login()
+        session = Session(self._channels, attempts=attempts, times=self._times, login=login)
         await self._apply(websocket, session, session.start(self._clock.monotonic()))
         tasks = {
             asyncio.create_task(self._read(websocket, session)),
@@ -195,7 +197,9 @@ class StreamClient:
                         Receipt(event, self._clock.now_ms(), "stream", session.simulated)
                     )
                 case Send(text=text):
-                    await websocket.send(text)
+                    # A closed connection is told by the reading, behind what was received.
+                    with contextlib.suppress(ConnectionClosed):
+                        await websocket.send(text)
                 case Lost():
                     self._lost = event
                 case Refused(error=error):

@@ -62,6 +62,7 @@ def run_raw_producer(settings: RawProducerSettings, ctx: ServiceContext) -> None
         SchemaIncompatibleError: The registry refuses a schema.
         DeliveryError: A transaction cannot be committed, or another raw-producer has taken over.
     """
+    settings.exchange.login()  # what is wrong with it is told before anything starts
     start = _prepare(settings, ctx)
     if start is None:
         return

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path  # noqa: TC003 - pydantic needs it when the class is made
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 
+from kstream_agg.core.errors import SettingsError
 from kstream_agg.core.names import channel_topic
-from kstream_agg.core.settings import ServiceSettings, SettingsGroup
+from kstream_agg.core.settings import ServiceSettings, SettingsGroup, read_secret
+from kstream_agg.deribit.login import Login
 
 __all__ = ["CommitSettings", "ExchangeSettings", "HistorySettings", "RawProducerSettings"]
 
@@ -27,10 +30,30 @@ class ExchangeSettings(SettingsGroup):
     """Offer permessage-deflate: a quarter of the traffic for some CPU."""
     max_frame_bytes: int = Field(default=8_388_608, ge=65_536)
     """A larger frame ends the session."""
+    client_id: str | None = None
+    """Of an API key of the exchange: `raw` channels need a login."""
+    client_secret: SecretStr | None = None
+    client_secret_file: Path | None = None
     queue_bytes: int = Field(default=67_108_864, ge=65_536)
     """Bytes of frames that may wait for Kafka; at so many, reading from the exchange stops."""
     lag_warning_s: float = Field(default=10.0, gt=0)
     """Trades received so long after they happened are worth a warning."""
+
+    def login(self) -> Login | None:
+        """A login for one connection; None where none is set.
+
+        Raises:
+            SettingsError: Only a part of it is set, or the secret's file cannot be read.
+        """
+        secret = read_secret(self.client_secret, self.client_secret_file)
+        if (self.client_id is None) != (secret is None):
+            raise SettingsError(
+                "exchange.client_id and exchange.client_secret belong together",
+                remedy="set both, or neither",
+            )
+        if self.client_id is None or secret is None:
+            return None
+        return Login(self.client_id, SecretStr(secret))
 
 
 class HistorySettings(SettingsGroup):
