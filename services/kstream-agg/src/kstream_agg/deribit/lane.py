@@ -80,6 +80,7 @@ class Lane:
         self.latest: Anchor | None = None
         self._periods = {period.subject: period for period in periods or ()}
         self._changed_periods: dict[str, Period | None] = {}
+        self._fetched: set[str] = set()
         self._codec = ProgressCodec(schemas.progress)
         self._encode_gap = RecordEncoder(TRADE_GAP, schemas.gap).encode
         self._overlap_ms = overlap_ms
@@ -115,6 +116,7 @@ class Lane:
         ended = period.at_ms >= period.to_ms
         if ended:
             self._periods.pop(period.subject, None)
+            self._fetched.add(period.subject)
         else:
             self._periods[period.subject] = period
         self._changed_periods[period.subject] = None if ended else period
@@ -131,10 +133,15 @@ class Lane:
             tuple(self._periods.values()),
         )
 
-    @property
-    def periods(self) -> tuple[Period, ...]:
-        """Periods that are not yet fetched to their end."""
-        return tuple(self._periods.values())
+    def ask_for(self, period: Period) -> Period:
+        """How far a period is fetched; one that was never asked for is begun."""
+        known = self._periods.get(period.subject)
+        if known is not None:
+            return known
+        if period.subject in self._fetched:
+            return Period(period.from_ms, period.to_ms, period.to_ms)
+        self.set_period(period)
+        return period
 
     def gap_record(self, name: str, run: SeqRun, given_up_at: int, reason: str) -> bytes:
         """The record of trades that are missing for good."""

@@ -18,6 +18,7 @@ from kstream_agg.core.errors import UnavailableError
 from kstream_agg.core.logs import get_logger
 from kstream_agg.core.names import channel_topic, dead_letter_topic, gaps_topic, progress_topic
 from kstream_agg.core.schemas import RAW_TRADE, SOURCE_PROGRESS, TRADE_GAP
+from kstream_agg.deribit.backfill import BACKFILL_PATH, backfill_action, fetch_period
 from kstream_agg.deribit.client import StreamClient
 from kstream_agg.deribit.handover import HandOver
 from kstream_agg.deribit.hosts import open_history
@@ -34,13 +35,14 @@ from kstream_agg.kafka.wire import RecordDecoder
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from kstream_agg.core.service import ServiceContext
     from kstream_agg.core.settings import TopicSettings
+    from kstream_agg.deribit.progress import Period
     from kstream_agg.deribit.settings import RawProducerSettings
 
-__all__ = ["run_raw_producer"]
+__all__ = ["run_backfill", "run_raw_producer"]
 
 _log = get_logger(__name__)
 
@@ -58,11 +60,47 @@ def run_raw_producer(settings: RawProducerSettings, ctx: ServiceContext) -> None
     """Bring trades from the exchange into Kafka until asked to stop.
 
     Raises:
-        ChannelRefusedError: The exchange does not give us the channels.
-        SchemaIncompatibleError: The registry refuses a schema.
+        ContractError: The exchange does not give us the channels or refuses the login, or the
+            registry refuses a schema.
         DeliveryError: A transaction cannot be committed, or another raw-producer has taken over.
     """
     settings.exchange.login()  # what is wrong with it is told before anything starts
+
+    def receive(handover: HandOver) -> Coroutine[None, None, None]:
+        ctx.health.add_action(BACKFILL_PATH, backfill_action(handover, settings.channels))
+        ctx.health.set_not_ready(f"connecting to the exchange at {settings.exchange.url}")
+        return _receive(settings, ctx, handover)
+
+    _publish_while(settings, ctx, receive)
+
+
+def run_backfill(
+    settings: RawProducerSettings,
+    ctx: ServiceContext,
+    period: Period,
+    on_progress: Callable[[Period], None],
+) -> None:
+    """Fetch a period in place of the raw-producer, which must not run: it would be ended.
+
+    Args:
+        settings: With one channel.
+        ctx: Of this program.
+        period: What is fetched.
+        on_progress: Told how far it is.
+
+    Raises:
+        DeliveryError: A transaction cannot be committed.
+    """
+    _publish_while(
+        settings, ctx, lambda handover: fetch_period(settings, ctx, handover, period, on_progress)
+    )
+
+
+def _publish_while(
+    settings: RawProducerSettings,
+    ctx: ServiceContext,
+    receive: Callable[[HandOver], Coroutine[None, None, None]],
+) -> None:
     start = _prepare(settings, ctx)
     if start is None:
         return
@@ -73,10 +111,9 @@ def run_raw_producer(settings: RawProducerSettings, ctx: ServiceContext) -> None
     handover = HandOver(settings.exchange.queue_bytes)
     worker = PublishWorker(handover, publisher, start.writer, ctx.clock, on_failure=ctx.stop.set)
     ctx.health.add_check("kafka", worker.check)
-    ctx.health.set_not_ready(f"connecting to the exchange at {settings.exchange.url}")
     worker.start()
     try:
-        asyncio.run(_receive(settings, ctx, handover))
+        asyncio.run(receive(handover))
     finally:
         handover.close()
         worker.finish(_STOP_WITHIN_S)
