@@ -37,7 +37,6 @@ def market(stack: StackEndpoints, monkeypatch: pytest.MonkeyPatch) -> Iterator[M
         "KAFKA__BOOTSTRAP_SERVERS": stack.bootstrap_servers,
         "REGISTRY__URL": stack.registry_url,
         "TRANSACTIONAL_ID": made.currency,
-        "HISTORY__REQUESTS_PER_S": "500",
     }.items():
         monkeypatch.setenv(f"KSTREAM__{name}", value)
     yield made
@@ -103,6 +102,7 @@ def test_a_period_is_fetched_without_a_producer(market: Market) -> None:
         variables = {
             "KSTREAM__EXCHANGE__URL": simulator.websocket_url,
             "KSTREAM__CHANNELS": market.channel,
+            "KSTREAM__HISTORY__REQUESTS_PER_S": "500",
         }
         arguments = ["backfill", "--alone", "--channel", market.channel]
         middle = times[len(times) // 2]

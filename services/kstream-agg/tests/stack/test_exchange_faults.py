@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,9 @@ import pytest
 from kstream_agg.core.errors import DeliveryError
 from kstream_agg.core.metrics import SESSION_CONNECTS
 from kstream_agg.core.names import channel_topic
+from kstream_agg.deribit.recording import read_recording
 from kstream_agg.deribit.simulation.generator import generate_trades
+from kstream_agg.deribit.simulation.instruments import parse_instrument
 from kstream_agg.deribit.simulation.scenario import Scenario
 from kstream_agg.deribit.simulator import simulator_in_thread
 from kstream_agg.deribit.testing import Market, ProducerThread, wait_for
@@ -251,3 +254,49 @@ def test_what_the_exchange_does_not_give_is_named_as_a_gap(market: Market) -> No
     assert producer.failure is None
     assert market.read().differences(expected) == ""
     assert market.count(f"{market.topic}-gaps") == 10  # two runs of five instruments
+
+
+@pytest.fixture
+def recordings() -> Path:
+    """Recordings that lie beside the checkout; they are not ours to ship."""
+    folder = Path(
+        os.environ.get("KSTREAM_TEST_DATA") or Path(__file__).parents[5] / "shared" / "data"
+    )
+    if not folder.is_dir():
+        pytest.skip(f"there are no recordings at {folder}")
+    return folder
+
+
+SHARED = ("option_trades_btc_2019.csv.gz", "trades_btc_2026.csv.gz")
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_recorded_session_passes_without_a_dead_letter(
+    stack: StackEndpoints, recordings: Path, name: str
+) -> None:
+    recording = read_recording(recordings / name)
+    kinds = {parse_instrument(instrument).kind: instrument for instrument in recording.instruments}
+    market = Market(stack.bootstrap_servers, stack.registry_url)
+    # The recordings are BTC's: topics named by the test's market keep others' apart.
+    renamed = [
+        {**trade, "instrument_name": trade["instrument_name"].replace("BTC", market.currency, 1)}
+        for trade in recording.trades
+    ]
+    channels = [f"trades.{kind}.{market.currency}.100ms" for kind in sorted(kinds)]
+    try:
+        with (
+            simulator_in_thread(renamed) as simulator,
+            ProducerThread(
+                market.settings(simulator.websocket_url, channels=tuple(channels))
+            ) as producer,
+        ):
+            simulator.wait_played(timeout_s=120)
+        assert producer.failure is None
+        found = set()
+        for channel in channels:
+            topic = channel_topic(channel)
+            found |= market.read(topic).trades.keys()
+            assert market.count(f"{topic}-dlq") == 0
+        assert found == {(t["instrument_name"], t["trade_seq"]) for t in simulator.recording.trades}
+    finally:
+        market.remove()

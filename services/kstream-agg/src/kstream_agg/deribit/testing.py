@@ -141,7 +141,7 @@ class Market:
     def remove(self) -> None:
         """Delete the market's topics."""
         cluster = KafkaCluster(self.kafka, "test")
-        cluster.delete_topics([name for name in cluster.topics() if name.startswith(self.topic)])
+        cluster.delete_topics([name for name in cluster.topics() if self.currency.lower() in name])
 
     def _batches(self, topic: str) -> list[tuple[list[bytes | None], list[bytes | None]]]:
         """Keys and values of each partition, in offset order."""
