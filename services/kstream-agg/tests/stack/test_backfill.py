@@ -14,12 +14,14 @@ from kstream_agg.cli.main import cli
 from kstream_agg.core.errors import ContractError, SettingsError, UnavailableError
 from kstream_agg.core.health import HealthServer
 from kstream_agg.core.settings import HttpSettings
+from kstream_agg.deribit.settings import SourceSettings
 from kstream_agg.deribit.simulation.generator import generate_trades
 from kstream_agg.deribit.simulator import simulator_in_thread
 from kstream_agg.deribit.testing import Market, ProducerThread, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from click.testing import Result
 
@@ -152,3 +154,20 @@ def test_a_wrong_request_is_told_in_a_sentence(market: Market) -> None:
     assert isinstance(late.exception, SettingsError)
     unreadable = invoke("backfill", *period[:4], "--to", "tomorrow")
     assert "is not a time" in str(unreadable.exception)
+
+
+def test_a_recorded_file_is_a_source_that_resumes_and_ends(market: Market, tmp_path: Path) -> None:
+    recording = generate_trades(seed=11, count=2_500, instruments=market.instruments)
+    lines = [json.dumps(trade) for trade in recording.trades]
+    file = tmp_path / "session.jsonl"
+    settings = market.settings("ws://127.0.0.1:9/", source=SourceSettings(recording=file))
+    for count in (1_000, 2_500):  # the second time it holds what the first one held, and more
+        file.write_text("\n".join(lines[:count]), encoding="utf-8")
+        with ProducerThread(settings) as producer:
+            producer.join()
+        assert producer.failure is None
+        assert len(market.read().trades) == count
+    assert producer.value("kstream_trades_repeated_total", topic=market.topic) < 100
+    content = market.read()
+    assert content.differences(numbers(recording)) == ""
+    assert content.backfilled == 0

@@ -347,7 +347,8 @@ def scripted_exchange(frames: Sequence[str | bytes]) -> Iterator[str]:
         for frame in frames:
             websocket.send(frame)
         with contextlib.suppress(Exception):
-            websocket.recv(WAIT_S)
+            while True:
+                websocket.recv(WAIT_S)
 
     with serve(handle, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
     from kstream_agg.core.service import ServiceContext
-    from kstream_agg.deribit.handover import HandOver
+    from kstream_agg.deribit.handover import Outlet
     from kstream_agg.deribit.settings import ExchangeSettings
 
 __all__ = ["StreamClient"]
@@ -68,7 +68,7 @@ class StreamClient:
         self,
         settings: ExchangeSettings,
         channels: Sequence[str],
-        handover: HandOver,
+        handover: Outlet,
         context: ServiceContext,
         *,
         jitter: Callable[[], float] = random.random,

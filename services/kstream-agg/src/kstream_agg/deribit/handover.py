@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from kstream_agg.deribit.events import BadFrame
 from kstream_agg.deribit.frames import TradeBatch, decode_frame
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from kstream_agg.deribit.publisher import TradePublisher
 
-__all__ = ["HandOver", "Inquiry", "Receipt"]
+__all__ = ["HandOver", "Inquiry", "Outlet", "Receipt"]
 
 _TRADE_BYTES: Final = 400  # a usual trade in a frame
 _ENVELOPE_BYTES: Final = 100
@@ -32,6 +32,19 @@ _DECODED_TRADES: Final = 10_000  # about 10 MB
 _FULL_PAUSE_S: Final = 0.005
 
 AnswerT = TypeVar("AnswerT")
+
+
+class Outlet(Protocol):
+    """What takes the receipts of a source: a `HandOver`, or something before it."""
+
+    def try_put(self, item: Receipt | Inquiry[Any]) -> bool:
+        """Put an item in; False when there is no room."""
+
+    async def put(self, item: Receipt | Inquiry[Any]) -> None:
+        """Put an item in, waiting for room."""
+
+    async def ask(self, step: Callable[[TradePublisher], AnswerT]) -> AnswerT:
+        """Have the publishing thread do something; its answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The raw-producer: a source of trades, wired to Kafka.
 
-The event loop of the main thread reads the exchange and answers its heartbeats; a second thread
+The event loop of the main thread reads the source and answers its heartbeats; a second thread
 encodes, produces and commits. Between them stands a bounded `HandOver`. A start:
 
     1. Topics and schemas are made.
@@ -19,14 +19,12 @@ from kstream_agg.core.logs import get_logger
 from kstream_agg.core.names import channel_topic, dead_letter_topic, gaps_topic, progress_topic
 from kstream_agg.core.schemas import RAW_TRADE, SOURCE_PROGRESS, TRADE_GAP
 from kstream_agg.deribit.backfill import BACKFILL_PATH, backfill_action, fetch_period
-from kstream_agg.deribit.client import StreamClient
 from kstream_agg.deribit.handover import HandOver
-from kstream_agg.deribit.hosts import open_history
 from kstream_agg.deribit.lane import Lane, LaneSchemas
 from kstream_agg.deribit.progress import restore_ledger, restore_periods
 from kstream_agg.deribit.publish_worker import PublishWorker
 from kstream_agg.deribit.publisher import Pacing, TradePublisher
-from kstream_agg.deribit.recovery import Recovery
+from kstream_agg.deribit.source import make_source
 from kstream_agg.kafka.cluster import KafkaCluster, TopicConfiguration, topic_configuration
 from kstream_agg.kafka.compacted import read_compacted
 from kstream_agg.kafka.registry import SchemaRegistry
@@ -41,12 +39,14 @@ if TYPE_CHECKING:
     from kstream_agg.core.settings import TopicSettings
     from kstream_agg.deribit.progress import Period
     from kstream_agg.deribit.settings import RawProducerSettings
+    from kstream_agg.deribit.source import SourceItem
 
 __all__ = ["run_backfill", "run_raw_producer"]
 
 _log = get_logger(__name__)
 
 _STOP_WITHIN_S: Final = 10.0
+_FULL_PAUSE_S: Final = 0.005
 
 
 class _Start(NamedTuple):
@@ -120,27 +120,20 @@ def _publish_while(
 
 
 async def _receive(settings: RawProducerSettings, ctx: ServiceContext, handover: HandOver) -> None:
-    """Step 4: stream and history, until asked to stop."""
-    async with open_history(settings, ctx) as history:
-        recovery = Recovery(history, handover, settings.channels, settings.history, ctx.clock)
-        client = StreamClient(
-            settings.exchange,
-            settings.channels,
-            handover,
-            ctx,
-            on_subscribed=recovery.subscribed,
-        )
-        searching = asyncio.create_task(recovery.run())
-        receiving = asyncio.create_task(client.run())
-        try:
-            await asyncio.wait({searching, receiving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            searching.cancel()
-            receiving.cancel()
-            results = await asyncio.gather(receiving, searching, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
-                raise result
+    """Step 4: whatever the source gives, until it ends or is asked to stop."""
+    resume = await handover.ask(
+        lambda publisher: {channel: lane.view() for channel, lane in publisher.lanes.items()}
+    )
+    async for item in make_source(settings, ctx).items(resume):
+        await _hand_over(item, handover, ctx)
+
+
+async def _hand_over(item: SourceItem, handover: HandOver, ctx: ServiceContext) -> None:
+    """Wait for room, but not for ever when asked to stop: what is left out is fetched again."""
+    while not handover.try_put(item):
+        if ctx.stop.is_set():
+            return
+        await asyncio.sleep(_FULL_PAUSE_S)
 
 
 def _prepare(settings: RawProducerSettings, ctx: ServiceContext) -> _Start | None:

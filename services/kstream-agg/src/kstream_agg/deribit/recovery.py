@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kstream_agg.core.clock import Clock
-    from kstream_agg.deribit.handover import HandOver
+    from kstream_agg.deribit.handover import Outlet
     from kstream_agg.deribit.history import History
     from kstream_agg.deribit.history_api import Page
     from kstream_agg.deribit.lane import LaneView
@@ -82,7 +82,7 @@ class Recovery:
     def __init__(
         self,
         history: History,
-        handover: HandOver,
+        handover: Outlet,
         channels: Sequence[str],
         settings: HistorySettings,
         clock: Clock,

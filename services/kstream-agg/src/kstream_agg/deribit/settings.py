@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - pydantic needs it when the class is made
+from typing import Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from kstream_agg.core.errors import SettingsError
 from kstream_agg.core.names import channel_topic
 from kstream_agg.core.settings import ServiceSettings, SettingsGroup, read_secret
 from kstream_agg.deribit.login import Login
 
-__all__ = ["CommitSettings", "ExchangeSettings", "HistorySettings", "RawProducerSettings"]
+__all__ = [
+    "CommitSettings",
+    "ExchangeSettings",
+    "HistorySettings",
+    "RawProducerSettings",
+    "SourceSettings",
+]
 
 
 class ExchangeSettings(SettingsGroup):
@@ -96,6 +103,13 @@ class HistorySettings(SettingsGroup):
         return self.rest_of(exchange_url)
 
 
+class SourceSettings(SettingsGroup):
+    """`[source]`: where trades come from; by default from the exchange."""
+
+    recording: Path | None = None
+    """A recorded file instead: its trades go into the one channel's topic, then it ends."""
+
+
 class CommitSettings(SettingsGroup):
     """`[commit]`: transactions of trades and progress."""
 
@@ -108,6 +122,7 @@ class CommitSettings(SettingsGroup):
 class RawProducerSettings(ServiceSettings):
     """Settings of the raw-producer."""
 
+    source: SourceSettings = SourceSettings()
     exchange: ExchangeSettings = ExchangeSettings()
     history: HistorySettings = HistorySettings()
     commit: CommitSettings = CommitSettings()
@@ -124,3 +139,9 @@ class RawProducerSettings(ServiceSettings):
             if other != channel:
                 raise ValueError(f"'{other}' and '{channel}' deliver the same trades; keep one")
         return channels
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if self.source.recording is not None and len(self.channels) != 1:
+            raise ValueError("source.recording needs exactly one channel")
+        return self
