@@ -23,7 +23,6 @@ from kstream_agg.deribit.simulation.instruments import parse_instrument
 from kstream_agg.deribit.simulation.scenario import Scenario
 from kstream_agg.deribit.simulator import simulator_in_thread
 from kstream_agg.deribit.testing import Market, ProducerThread, wait_for
-from kstream_agg.kafka.cluster import KafkaCluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +101,7 @@ def test_killed_at_random_moments_it_leaves_no_hole_and_no_double(
 
 
 def _exists(market: Market) -> bool:
-    return market.topic in KafkaCluster(market.kafka, "test").topics()
+    return market.topic in market.topics()
 
 
 @contextlib.contextmanager
@@ -292,7 +291,7 @@ def test_a_recorded_session_passes_without_a_dead_letter(
         ):
             simulator.wait_played(timeout_s=120)
         assert producer.failure is None
-        found = set()
+        found: set[tuple[str, int]] = set()
         for channel in channels:
             topic = channel_topic(channel)
             found |= market.read(topic).trades.keys()

@@ -138,10 +138,14 @@ class Market:
         """How many committed records a topic holds."""
         return sum(len(values) for _, values in self._batches(topic))
 
+    def topics(self) -> set[str]:
+        """The market's topics that there are."""
+        known = KafkaCluster(self.kafka, "test").topics()
+        return {name for name in known if self.currency.lower() in name}
+
     def remove(self) -> None:
         """Delete the market's topics."""
-        cluster = KafkaCluster(self.kafka, "test")
-        cluster.delete_topics([name for name in cluster.topics() if self.currency.lower() in name])
+        KafkaCluster(self.kafka, "test").delete_topics(sorted(self.topics()))
 
     def _batches(self, topic: str) -> list[tuple[list[bytes | None], list[bytes | None]]]:
         """Keys and values of each partition, in offset order."""
