@@ -122,9 +122,8 @@ def _services(
     endpoints: StackEndpoints, folder: Path, options: tuple[str, ...]
 ) -> tuple[Service, Service]:
     port = free_ports(1)[0]
-    playing = ("--speed", "max", "--keep-timestamps", "--no-compression")
-    if "--loop" not in options:
-        playing = (*playing, "--loop", "0")
+    once = () if "--loop" in options else ("--loop", "0")
+    playing = ("--speed", "max", "--keep-timestamps", "--no-compression", *once)
     simulator = Service(
         (
             *("deribit-simulator", *options, "--port", str(port)),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +30,8 @@ from kstream_agg.deribit.session import Session, SessionTimes
 from kstream_agg.deribit.subscription import MAX_CHANNEL_BYTES, MAX_CHANNELS, split_channels
 
 OPTIONS = "trades.option.BTC.100ms"
+DATA = Path(os.environ.get("KSTREAM_TEST_DATA") or Path(__file__).parents[5] / "shared" / "data")
+RECORDED = DATA / "messages.jsonl"
 RAW = "trades.option.BTC.raw"
 FUTURES = "trades.future.BTC.100ms"
 TEST_REQUEST = b'{"params":{"type":"test_request"},"method":"heartbeat","jsonrpc":"2.0"}'
@@ -514,3 +518,23 @@ def test_whatever_the_exchange_says_the_session_stays_within_its_bounds(
     sent = [json.loads(event.text) for event in events if isinstance(event, Send)]
     assert [request["id"] for request in sent] == list(range(1, len(sent) + 1))
     assert session.ready == (sum(isinstance(event, Subscribed) for event in events) > 0)
+
+
+@pytest.mark.skipif(not RECORDED.exists(), reason="the recorded messages are not there")
+def test_recorded_messages_pass_and_none_is_set_aside() -> None:
+    messages = [json.loads(line)["message"] for line in RECORDED.read_text().splitlines()]
+    channels = {
+        message["params"]["channel"]
+        for message in messages
+        if "channel" in message.get("params", {})
+    }
+    session = Session(sorted(channels), attempts=None)
+    session.start(0.0)
+    taken = 0
+    for message in messages:
+        for event in session.receive(json.dumps(message).encode(), 1.0):
+            assert not isinstance(event, BadFrame)
+            if isinstance(event, Trades):
+                assert event.batch.rejected == []
+                taken += len(event.batch.trades)
+    assert taken == sum(len(params["data"]) for params in sent) > 0

@@ -19,7 +19,7 @@ from kstream_agg.stack.doctor import examine, refuse_lack
 from kstream_agg.stack.endpoints import find_running, stack_endpoints
 from kstream_agg.stack.layout import Layout
 from kstream_agg.stack.logfiles import rotate_logs, tail
-from kstream_agg.stack.plan import make_plan, read_plan, write_plan
+from kstream_agg.stack.plan import make_plan, write_plan
 from kstream_agg.stack.ports import check_ports, free_ports
 from kstream_agg.stack.process import end_processes, launch_command
 from kstream_agg.stack.profiles import artifact_groups, select_names
@@ -35,8 +35,6 @@ from kstream_agg.stack.state import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from kstream_agg.stack.settings import Profile
 
 
 def component(name: str, process: ProcessId | None = None) -> ComponentStatus:
@@ -128,48 +126,6 @@ def test_unknown_component_is_named_with_those_there_are() -> None:
     with pytest.raises(StackError, match="no component 'kafak'") as caught:
         stack_state(me(), component("kafka")).component("kafak")
     assert caught.value.remedy == "it has: kafka"
-
-
-# --- data folders --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("before", "now"), [("live", "demo"), ("demo", "live")])
-def test_demo_and_live_refuse_each_others_folder(
-    before: Profile, now: Profile, tmp_path: Path, config: Path
-) -> None:
-    del config
-    write_plan(Layout(tmp_path).plan, make_plan(before, StackSettings()))
-    with pytest.raises(StackError, match=f"data of a {before} stack"):
-        control.up(tmp_path, make_plan(now, StackSettings()))
-
-
-def test_reset_removes_a_stacks_folder_and_no_other(tmp_path: Path, config: Path) -> None:
-    del config
-    other = tmp_path / "other"
-    other.mkdir()
-    with pytest.raises(StackError, match="left alone"):
-        control.reset(other)
-    assert other.exists()
-    write_plan(Layout(other).plan, make_plan("live", StackSettings()))
-    control.reset(other)
-    assert not other.exists()
-
-
-def test_reset_refuses_a_running_stack(tmp_path: Path) -> None:
-    write_state(Layout(tmp_path).state, stack_state(me()))
-    with pytest.raises(StackError, match="already runs"):
-        control.reset(tmp_path)
-
-
-def test_plan_is_read_as_it_was_written(tmp_path: Path, config: Path) -> None:
-    del config
-    plan = make_plan("demo", StackSettings(), only=("kafka",), options={"loop": "0"})
-    write_plan(tmp_path / "stack.json", plan)
-    assert read_plan(tmp_path / "stack.json") == plan
-    assert read_plan(tmp_path / "none.json") is None
-    (tmp_path / "stack.json").write_text("no", encoding="ascii")
-    with pytest.raises(StackError, match="cannot be read"):
-        read_plan(tmp_path / "stack.json")
 
 
 def test_running_stack_is_found_with_its_addresses(

@@ -23,7 +23,7 @@ class Inline(Executor):
     """Does what is submitted at once."""
 
     def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN003, ANN201 - as its base class
-        future = Future()  # type: ignore[var-annotated]
+        future = Future()  # type: ignore[var-annotated]  # of whatever the callable gives
         try:
             future.set_result(fn(*args, **kwargs))
         except Exception as error:  # noqa: BLE001 - the future carries it, as an executor's does

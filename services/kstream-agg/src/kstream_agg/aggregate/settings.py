@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from kstream_agg.aggregate.rules import WindowRules
-from kstream_agg.core.errors import SettingsError
-from kstream_agg.core.names import parse_period
-from kstream_agg.core.settings import ServiceSettings, SettingsGroup
+from kstream_agg.core.settings import Seconds, ServiceSettings, SettingsGroup, WholeSeconds
 
 __all__ = ["AggProducerSettings", "ConsumeSettings", "EwmaSettings", "WindowSettings"]
-
-
-def _seconds(value: object) -> object:
-    """Seconds of a number, or of a text such as `5min`, `2s`, `0.5`."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        pass
-    try:
-        return parse_period(value)
-    except SettingsError as error:
-        raise ValueError(f"{error}; {error.remedy}") from error
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds)]
 
 
 class WindowSettings(SettingsGroup):
     """`[window]`: all in seconds, or texts such as `5min`."""
 
-    period: Annotated[int, BeforeValidator(_seconds)] = Field(default=300, ge=1, le=7 * 86_400)
+    period: WholeSeconds = Field(default=300, ge=1, le=7 * 86_400)
     grace: Seconds = Field(default=0.0, ge=0)
     allowed_lateness: Seconds = Field(default=2.0, ge=0)
     future_skew: Seconds = Field(default=60.0, ge=0)

@@ -220,11 +220,13 @@ class ConsumerLoop:
         total = 0
         for partition, reading in self._readings.items():
             lag = 0
-            if reading.at_end_since is None and reading.position is not None:
-                _low, high = self._consumer.get_watermark_offsets(
+            if reading.at_end_since is None:
+                low, high = self._consumer.get_watermark_offsets(
                     TopicPartition(*partition), cached=True
                 )
-                lag = max(0, high - reading.position)
+                # Without a position the first batch has not been processed yet.
+                position = low if reading.position is None else reading.position
+                lag = max(0, high - max(0, position))
             self._lag.labels(partition.topic, str(partition.number)).set(lag)
             total += lag
         self._progress.set_lag(total)

@@ -41,6 +41,7 @@ class Component:
         cwd: Its working directory.
         ports: What it listens on, by the name of the setting.
         depends_on: Components that must be ready (one-shot ones: done) before it starts.
+        check: Run once before anything of the stack starts; raises when it could not work.
         prepare: Run before each start; may take its time and raise.
         initialise: Run when it is ready for the first time, before others may use it.
         stop_signal: Asks it to end in good order.
@@ -57,6 +58,7 @@ class Component:
     cwd: Path
     ports: Mapping[str, int] = field(default_factory=dict)
     depends_on: tuple[str, ...] = ()
+    check: Callable[[], None] | None = None
     prepare: Callable[[], None] | None = None
     initialise: Callable[[], None] | None = None
     stop_signal: signal.Signals = signal.SIGTERM

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["Spelling"]
 
 _encode = msgspec.json.Encoder().encode
-_encode_decimals = msgspec.json.Encoder(decimal_format="number").encode
 _NUMBERS: Final = ("price", "amount", "index_price", "mark_price", "contracts", "iv")
 
 
@@ -52,8 +51,8 @@ class Spelling:
         if chance() < scenario.exponents:
             for key in _NUMBERS:
                 if key in written:
-                    written[key] = Decimal(f"{Decimal(repr(written[key])):e}")
+                    written[key] = msgspec.Raw(f"{Decimal(repr(written[key])):e}".encode())
         later = None
         if chance() < scenario.late_liquidations:
-            later = _encode_decimals({**written, "liquidation": "T"})
-        return _encode_decimals(written), later
+            later = _encode({**written, "liquidation": "T"})
+        return _encode(written), later
