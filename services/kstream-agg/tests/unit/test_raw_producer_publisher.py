@@ -84,6 +84,9 @@ class FakeWriter:
     def poll(self) -> None:
         return None
 
+    def abandon(self) -> None:
+        self.pending = 0
+
     def commit(self, keep_waiting: Callable[[], bool]) -> None:
         while not self.may_commit.wait(0.01):
             if not keep_waiting():

@@ -91,6 +91,7 @@ class PublishWorker:
             self._publisher.commit(self._may_wait)
         except BaseException as error:  # noqa: BLE001 - a thread's end must reach the main thread, whatever it is
             self._failure = error
+            self._writer.abandon()  # readers need not wait for the next start to see what follows
             self._on_failure()
 
     def _step(self) -> None:

@@ -186,7 +186,6 @@ class TransactionWriter:
         """Abort the open transaction if that goes quickly; its records are never read."""
         if not self.pending:
             return
-        self._producer.purge()
         # Where it fails, the next holder of the id aborts, or the broker after the time-out.
         with contextlib.suppress(KafkaException):
             self._producer.abort_transaction(_STEP_S)
