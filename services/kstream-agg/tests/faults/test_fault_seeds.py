@@ -56,3 +56,30 @@ def test_every_trade_is_written_once_and_in_order_unless_marked(market: Market, 
     assert simulator.adversary.cuts == DISCONNECTS
     assert market.count(f"{market.topic}-gaps") == 0
     assert market.count(f"{market.topic}-dlq") == 0
+
+
+def test_a_connection_that_falls_silent_is_found_out_by_its_missing_heartbeats(
+    market: Market,
+) -> None:
+    recording = generate_trades(seed=30, count=20_000, instruments=market.instruments)
+    expected = {(trade["instrument_name"], trade["trade_seq"]) for trade in recording.trades}
+    scenario = Scenario(
+        seed=30,
+        disconnect_every=100,
+        disconnects=1,
+        disconnect_kinds=("silent",),
+        missed_trades=2_000,
+        maintenance_after=400,
+        maintenance_s=2.0,
+    )
+    with (
+        simulator_in_thread(recording, scenario=scenario, frame_trades=20) as simulator,
+        ProducerThread(market.settings(simulator.websocket_url)) as producer,
+    ):
+        simulator.wait_played(timeout_s=120)
+        wait_for(
+            lambda: market.read().trades.keys() >= expected, f"{len(expected)} trades in the topic"
+        )
+    assert producer.failure is None
+    assert market.read().differences(expected) == ""
+    assert simulator.adversary.cuts == 1
