@@ -91,11 +91,19 @@ format: $(VENV)/.dev ## Let ruff format and fix what it can
 
 .PHONY: test-unit
 test-unit: $(VENV)/.dev ## The tests that need no stack (under 30 s)
-	cd $(PKG) && ../../$(BIN)/pytest -m "not stack and not e2e" $(ARGS)
+	cd $(PKG) && ../../$(BIN)/pytest -m "not stack and not e2e and not faults and not soak" $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.dev ## All tests, against the real local stack
-	cd $(PKG) && ../../$(BIN)/pytest $(ARGS)
+	cd $(PKG) && ../../$(BIN)/pytest -m "not faults and not soak" $(ARGS)
+
+.PHONY: test-faults
+test-faults: $(VENV)/.dev ## The raw-producer against the simulator as adversary, 20 seeds (10 min)
+	cd $(PKG) && ../../$(BIN)/pytest -m faults $(ARGS)
+
+.PHONY: test-soak
+test-soak: $(VENV)/.dev ## Ten minutes without a broker under load (20 min)
+	cd $(PKG) && ../../$(BIN)/pytest -m soak $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure; one JSON line each (ONLY=name for one)

@@ -141,6 +141,23 @@ class Service:
                 return round(float(line.removeprefix(start)))
         return 0
 
+    def quantile(self, name: str, share: float) -> float:
+        """A quantile of a histogram without labels, interpolated within its bucket."""
+        self.check()
+        start = f'{name}_bucket{{le="'
+        buckets = []
+        for line in (self._get("/metrics") or "").splitlines():
+            if line.startswith(start):
+                upper, _, rest = line.removeprefix(start).partition('"} ')
+                buckets.append((float(upper), float(rest.split()[0])))
+        wanted = share * buckets[-1][1]
+        low_edge = low_count = 0.0
+        for edge, count in buckets:
+            if count >= wanted:
+                return low_edge + (edge - low_edge) * (wanted - low_count) / (count - low_count)
+            low_edge, low_count = edge, count
+        return low_edge
+
     def _get(self, path: str) -> str | None:
         connection = http.client.HTTPConnection("127.0.0.1", self._http, timeout=5)
         try:
@@ -181,7 +198,12 @@ class Pass:
 
 
 def watch(
-    read: Callable[[], int], total: int, process: psutil.Process, *, timeout_s: float = 300.0
+    read: Callable[[], int],
+    total: int,
+    process: psutil.Process,
+    *,
+    timeout_s: float = 300.0,
+    exactly: bool = True,
 ) -> Pass:
     """Watch a count until it reaches `total`.
 
@@ -193,6 +215,7 @@ def watch(
         total: Where it ends.
         process: Whose CPU time and memory are taken.
         timeout_s: Longest wait.
+        exactly: Whether more than the total is an error.
 
     Raises:
         UnavailableError: That took longer.
@@ -213,7 +236,7 @@ def watch(
         if now > deadline:
             raise UnavailableError(f"{count:,} of {total:,} records after {timeout_s:.0f} s")
         time.sleep(_POLL_S)
-    if first is None or first[0] >= total or count > total:
+    if first is None or first[0] >= total or (exactly and count > total):
         raise ContractError(f"{count:,} of {total:,} records were seen at once, or too many")
     return Pass(total - first[0], now - first[1], cpu_s - first[2], rss_peak)
 

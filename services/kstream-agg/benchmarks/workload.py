@@ -84,10 +84,10 @@ def wire_trades(count: int, currency: str = "BTC") -> Iterator[WireTrade]:
     return chain(base, later)
 
 
-def write_recording(path: Path, count: int) -> None:
+def write_recording(path: Path, count: int, currency: str = "BTC") -> None:
     """A recording for the simulator: a `.jsonl` file, one trade a line."""
     with path.open("wb") as file:
-        for trade in wire_trades(count):
+        for trade in wire_trades(count, currency):
             file.write(msgspec.json.encode(trade) + b"\n")
 
 

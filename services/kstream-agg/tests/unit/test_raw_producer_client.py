@@ -22,8 +22,8 @@ from kstream_agg.core.telemetry import Telemetry
 from kstream_agg.deribit.backoff import Backoff
 from kstream_agg.deribit.client import StreamClient
 from kstream_agg.deribit.events import BadFrame
-from kstream_agg.deribit.frames import TradeBatch
-from kstream_agg.deribit.handover import HandOver, Receipt
+from kstream_agg.deribit.frames import TradeBatch, decode_frame
+from kstream_agg.deribit.handover import HandOver, Inquiry, Receipt
 from kstream_agg.deribit.settings import ExchangeSettings
 from kstream_agg.deribit.simulation.generator import generate_trades
 from kstream_agg.deribit.simulator import running_simulator
@@ -44,7 +44,7 @@ class Rig:
         url: str,
         channels: Sequence[str] = (OPTIONS,),
         *,
-        limit: int = 10_000,
+        limit: int = 10_000_000,
         jitter: Callable[[], float] = lambda: 1.0,
         **settings: Any,  # noqa: ANN401 - fields of ExchangeSettings, checked by it
     ) -> None:
@@ -57,11 +57,11 @@ class Rig:
         )
         self.handover = HandOver(limit)
         exchange = ExchangeSettings(url=url, reconnect_min_s=0.01, reconnect_max_s=0.02, **settings)
-        self.client = StreamClient(exchange, channels, self.handover, context, jitter)
+        self.client = StreamClient(exchange, channels, self.handover, context, jitter=jitter)
 
     async def receive(self) -> Receipt:
         receipt = await asyncio.to_thread(self.handover.get, WAIT_S)
-        assert receipt is not None, f"nothing received; not ready: {self.health.not_ready()}"
+        assert isinstance(receipt, Receipt), f"nothing came; not ready: {self.health.not_ready()}"
         return receipt
 
     async def receive_trades(self, count: int) -> list[tuple[str, int]]:
@@ -201,12 +201,12 @@ def test_a_full_hand_over_stops_the_reading_and_loses_nothing() -> None:
 
     async def main() -> None:
         async with running_simulator(recording, frame_trades=10) as simulator:
-            rig = Rig(simulator.websocket_url, [FUTURES], limit=30)
+            rig = Rig(simulator.websocket_url, [FUTURES], limit=8_000)
 
             async def steps() -> None:
                 found: list[tuple[str, int]] = []
                 while len(found) < 4_000:
-                    assert len(rig.handover) <= 30
+                    assert len(rig.handover) <= 8_000
                     found += await rig.receive_trades(1)
                 assert [seq for _, seq in found] == list(range(1, 4_001))
 
@@ -336,21 +336,36 @@ def test_waits_double_up_to_their_bound_and_begin_anew() -> None:
     assert backoff.next_wait() == 30
 
 
-def _receipt(trades: int) -> Receipt:
-    batch = TradeBatch(OPTIONS, [])
-    batch.trades.extend([None] * trades)  # type: ignore[list-item]  # only their number counts
-    return Receipt(batch, 1)
+def _receipt(frame_bytes: int, seq: int = 1) -> Receipt:
+    """Of one trade, in a frame of some length."""
+    frame = notification(seq).encode()
+    batch = decode_frame(frame)
+    assert isinstance(batch, TradeBatch)
+    return Receipt(batch, 1, frame=frame.ljust(frame_bytes))
 
 
-def test_a_hand_over_is_bounded_by_trades_and_takes_a_large_receipt_when_empty() -> None:
-    handover = HandOver(10)
-    assert handover.try_put(_receipt(50))
-    assert not handover.try_put(_receipt(1))
+def test_a_hand_over_is_bounded_by_bytes_and_takes_a_large_receipt_when_empty() -> None:
+    handover = HandOver(10_000)
+    assert handover.try_put(_receipt(50_000))
+    assert not handover.try_put(_receipt(1_000))
     assert handover.get(0) is not None
-    assert handover.try_put(_receipt(9))
-    assert handover.try_put(_receipt(0))
-    assert not handover.try_put(_receipt(0))
-    assert len(handover) == 10
+    assert handover.try_put(_receipt(9_000))
+    assert handover.try_put(_receipt(1_000))
+    assert not handover.try_put(_receipt(500))
+    assert handover.try_put(Inquiry(lambda _: None))
+    assert len(handover) == 10_000
+
+
+def test_beyond_a_few_trades_only_frames_are_kept_and_come_out_the_same() -> None:
+    handover = HandOver(100_000, decoded=2)
+    receipts = [_receipt(1_000, seq) for seq in range(1, 6)]
+    for receipt in receipts:
+        assert handover.try_put(receipt)
+    taken = [handover.get(0) for _ in receipts]
+    assert taken == receipts
+    assert [got is put for got, put in zip(taken, receipts, strict=True)] == [
+        True, True, False, False, False,
+    ]  # fmt: skip
 
 
 def test_a_closed_hand_over_is_finished_when_it_is_empty() -> None:
@@ -364,9 +379,8 @@ def test_a_closed_hand_over_is_finished_when_it_is_empty() -> None:
     assert handover.get(WAIT_S) is None
 
 
-def test_a_bad_frame_weighs_as_much_as_trades_of_its_length() -> None:
+def test_a_bad_frame_weighs_what_it_holds() -> None:
     bad = Receipt(BadFrame(b"x" * 25_600, ValueError()), 1)
-    assert bad.weight == 101
-    handover = HandOver(101)
+    handover = HandOver(bad.weight)
     assert handover.try_put(bad)
     assert not handover.try_put(bad)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -13,24 +13,31 @@ from prometheus_client import CollectorRegistry
 
 from kstream_agg.core.clock import ManualClock
 from kstream_agg.core.errors import DeliveryError, InvalidRecordError
+from kstream_agg.core.health import Health
 from kstream_agg.core.metrics import DEAD_LETTERS, Metrics
-from kstream_agg.core.schemas import RAW_TRADE
+from kstream_agg.core.schemas import RAW_TRADE, SOURCE_PROGRESS, TRADE_GAP
+from kstream_agg.core.service import ServiceContext
 from kstream_agg.core.settings import TelemetrySettings
 from kstream_agg.core.telemetry import Telemetry, is_sampled
 from kstream_agg.deribit.events import BadFrame
 from kstream_agg.deribit.frames import TradeBatch, decode_frame
-from kstream_agg.deribit.handover import HandOver, Receipt
-from kstream_agg.deribit.publisher import TradePublisher
-from kstream_agg.deribit.raw_producer import PublishWorker
+from kstream_agg.deribit.handover import HandOver, Inquiry, Receipt
+from kstream_agg.deribit.lane import Lane, LaneSchemas
+from kstream_agg.deribit.ledger import Anchor, Ledger
+from kstream_agg.deribit.progress import Period, restore_ledger, restore_periods
+from kstream_agg.deribit.publish_worker import PublishWorker
+from kstream_agg.deribit.publisher import Pacing, TradePublisher
 from kstream_agg.kafka.dlq import header_value
 from kstream_agg.kafka.wire import RecordDecoder
 
 if TYPE_CHECKING:
-    from kstream_agg.kafka.writer import Headers, RecordWriter
+    from collections.abc import Callable
+
+    from kstream_agg.kafka.transactions import TransactionWriter
+    from kstream_agg.kafka.writer import Headers
 
 OPTIONS = "trades.option.BTC.100ms"
 FUTURES = "trades.future.BTC.100ms"
-IDS = {"trades-option-btc": 7, "trades-future-btc": 8}
 NOW_MS = 1_789_344_935_000
 
 
@@ -47,11 +54,17 @@ class Record:
 
 @dataclass
 class FakeWriter:
-    """Keeps records; acknowledges when told to; fails when told to."""
+    """Keeps the records of transactions; commits when told to; fails when told to."""
 
     records: list[Record] = field(default_factory=list)
-    delivered: int = 0
+    progress: list[Record] = field(default_factory=list)
+    pending: int = 0
+    commits: int = 0
     failure: DeliveryError | None = None
+    may_commit: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.may_commit.set()
 
     def produce(
         self,
@@ -64,18 +77,22 @@ class FakeWriter:
         if self.failure is not None:
             raise self.failure
         typed = [(name, cast("bytes | None", content)) for name, content in headers or []]
-        self.records.append(Record(topic, value, key, typed))
+        kept = self.progress if topic.endswith("-progress") else self.records
+        kept.append(Record(topic, value, key, typed))
+        self.pending += 1
 
-    @property
-    def in_flight(self) -> int:
-        return len(self.records) - self.delivered
+    def poll(self) -> None:
+        return None
 
-    def poll(self) -> int:
-        return 0
+    def abandon(self) -> None:
+        self.pending = 0
 
-    def flush(self, timeout_s: float) -> None:
-        del timeout_s
-        self.delivered = len(self.records)
+    def commit(self, keep_waiting: Callable[[], bool]) -> None:
+        while not self.may_commit.wait(0.01):
+            if not keep_waiting():
+                raise DeliveryError("Kafka has not committed")
+        self.commits += bool(self.pending)
+        self.pending = 0
 
 
 class Rig:
@@ -83,24 +100,47 @@ class Rig:
         self.writer = FakeWriter()
         self.spans = InMemorySpanExporter()
         self.metrics = Metrics(CollectorRegistry())
+        self.clock = ManualClock(NOW_MS)
         settings = TelemetrySettings(sample_ratio=sample_ratio)
         self.telemetry = Telemetry(settings, "raw-producer", exporter=self.spans)
+        context = ServiceContext(
+            "raw-producer", self.clock, self.metrics, Health(), self.telemetry, threading.Event()
+        )
+        self.options, self.futures = (
+            Lane(channel, LaneSchemas(number, 20, 21), Ledger())
+            for channel, number in ((OPTIONS, 7), (FUTURES, 8))
+        )
         self.publisher = TradePublisher(
-            self.as_writer(), [OPTIONS, FUTURES], IDS, self.metrics, self.telemetry.tracer
+            self.as_writer(), [self.options, self.futures], context, Pacing(interval_s=1, records=9)
         )
 
-    def as_writer(self) -> RecordWriter:
-        return cast("RecordWriter", self.writer)
+    def as_writer(self) -> TransactionWriter:
+        return cast("TransactionWriter", self.writer)
 
-    def publish(self, frame: bytes, *, simulated: bool = False) -> list[Record]:
+    def publish(self, frame: bytes, **changes: Any) -> list[Record]:  # noqa: ANN401 - fields of Receipt
         try:
             content = decode_frame(frame)
         except InvalidRecordError as error:
-            self.publisher.publish(Receipt(BadFrame(frame, error), NOW_MS, "stream", simulated))
+            self.publisher.publish(Receipt(BadFrame(frame, error), NOW_MS, **changes))
         else:
             assert isinstance(content, TradeBatch)
-            self.publisher.publish(Receipt(content, NOW_MS, "stream", simulated))
+            self.publisher.publish(Receipt(content, NOW_MS, **changes))
         return self.writer.records
+
+    def commit(self) -> None:
+        self.publisher.commit(lambda: True)
+
+    def progress(self) -> dict[str, dict[str, Any]]:
+        """The newest progress record of each subject."""
+        decoder = RecordDecoder({20: SOURCE_PROGRESS, 21: TRADE_GAP}.get)
+        found = [decoder.decode(record.value) for record in self.writer.progress]
+        return {record["subject"]: record for record in found}
+
+    def sources(self) -> list[tuple[int, str]]:
+        """Number and source of the trades written."""
+        decoder = RecordDecoder({7: RAW_TRADE, 8: RAW_TRADE}.get)
+        values = [decoder.decode(record.value) for record in self.writer.records]
+        return [(value["trade_seq"], value["source"]) for value in values]
 
 
 def wire_trade(seq: int = 1, **changes: object) -> dict[str, object]:
@@ -191,16 +231,13 @@ def test_what_is_too_large_for_a_record_is_set_aside_and_says_so() -> None:
     assert letter.header("error.stage") == "encode"
 
 
-def test_the_span_of_a_frame_ends_when_its_records_are_delivered() -> None:
+def test_the_span_of_a_frame_ends_when_its_records_are_committed() -> None:
     rig = Rig(sample_ratio=1.0)
     first, second = rig.publish(frame_of(wire_trade(1), wire_trade(2)))
     assert first.header("traceparent") == second.header("traceparent")
     assert is_sampled((first.header("traceparent") or "").encode())
-    open_after = []
-    for rig.writer.delivered in (1, 2):
-        rig.publisher.end_spans()
-        open_after.append(rig.publisher.has_open_spans)
-    assert open_after == [True, False]
+    assert not rig.spans.get_finished_spans()
+    rig.commit()
     rig.telemetry.shutdown()
     (span,) = rig.spans.get_finished_spans()
     assert span.name == "produce_to_kafka"
@@ -215,7 +252,102 @@ def test_unsampled_frames_have_contexts_of_their_own() -> None:
     first, second = rig.publish(frame_of(wire_trade(2)))
     assert first.header("traceparent") != second.header("traceparent")
     assert not is_sampled((first.header("traceparent") or "").encode())
-    assert not rig.publisher.has_open_spans
+
+
+def test_a_repeat_is_written_once_and_a_late_one_is_marked() -> None:
+    rig = Rig()
+    rig.publish(frame_of(wire_trade(5), wire_trade(6), wire_trade(5)))
+    rig.publish(frame_of(wire_trade(9)))
+    assert list(rig.options.ledger.holes()) == [("BTC-27MAR26-100000-C", (7, 8))]
+    rig.publish(frame_of(wire_trade(8)))
+    rig.publish(frame_of(wire_trade(7), wire_trade(9)), source="backfill")
+    assert rig.sources() == [
+        (5, "stream"), (6, "stream"), (9, "stream"), (8, "backfill"), (7, "backfill"),
+    ]  # fmt: skip
+    assert not list(rig.options.ledger.holes())
+
+
+def test_a_transaction_holds_trades_and_their_progress() -> None:
+    rig = Rig()
+    assert rig.publisher.due_in() is None
+    rig.publish(frame_of(wire_trade(5), wire_trade(8)))
+    assert rig.publisher.due_in() == 1
+    rig.clock.advance(0.75)
+    assert rig.publisher.due_in() == 0.25
+    assert not rig.writer.progress
+    rig.commit()
+    assert rig.publisher.due_in() is None
+    assert rig.writer.commits == 1
+    progress = rig.progress()
+    instrument = progress["BTC-27MAR26-100000-C"]
+    assert (instrument["first_seq"], instrument["highest_seq"]) == (5, 8)
+    assert instrument["holes"] == "[[6,7]]"
+    channel = progress[OPTIONS]
+    started_ms = round(channel["started_at"].timestamp() * 1000)
+    assert started_ms == NOW_MS - 2_500 - 60_000
+    assert [record.key for record in rig.writer.progress] == [
+        b"BTC-27MAR26-100000-C", OPTIONS.encode(),
+    ]  # fmt: skip
+
+
+def test_a_full_transaction_is_due_at_once() -> None:
+    rig = Rig()
+    rig.publish(frame_of(*(wire_trade(seq) for seq in range(1, 10))))
+    assert rig.publisher.due_in() == 0
+
+
+def test_what_is_given_up_is_named_in_the_gaps_topic_and_taken_if_it_comes_after_all() -> None:
+    rig = Rig()
+    rig.publish(frame_of(wire_trade(1), wire_trade(5)))
+    count = rig.publisher.give_up(OPTIONS, "BTC-27MAR26-100000-C", 2, 3, "nobody has them")
+    assert count == 2
+    gap = rig.writer.records[-1]
+    assert gap.topic == "trades-option-btc-gaps"
+    value = RecordDecoder({21: TRADE_GAP}.get).decode(gap.value)
+    assert (value["first_seq"], value["last_seq"], value["reason"]) == (2, 3, "nobody has them")
+    assert list(rig.options.ledger.holes()) == [("BTC-27MAR26-100000-C", (4, 4))]
+    rig.writer.records.clear()
+    rig.publish(frame_of(wire_trade(3)))
+    assert rig.sources() == [(3, "backfill")]
+
+
+def test_a_bad_trade_is_no_hole_and_one_dead_letter_however_often_history_gives_it() -> None:
+    rig = Rig()
+    bad = wire_trade(2, price=None)
+    rig.publish(frame_of(wire_trade(1), bad, wire_trade(3)))
+    assert not list(rig.options.ledger.holes())
+    rig.publish(frame_of(bad), source="backfill")
+    rig.publish(frame_of(wire_trade(4, amount=None)), source="backfill")
+    rig.publish(frame_of(wire_trade(4, amount=None)), source="backfill")
+    letters = [record for record in rig.writer.records if record.topic.endswith("-dlq")]
+    assert len(letters) == 2
+
+
+def test_a_progress_restored_goes_on_where_it_was() -> None:
+    rig = Rig()
+    rig.publish(frame_of(wire_trade(5), wire_trade(8)))
+    rig.publisher.give_up(OPTIONS, "BTC-27MAR26-100000-C", 6, 6, "nobody has it")
+    rig.options.advance(NOW_MS, Anchor("BTC-27MAR26-100000-C", 8, NOW_MS))
+    rig.options.set_period(Period(1_000, 2_000, 1_500))
+    rig.commit()
+    decoder = RecordDecoder({20: SOURCE_PROGRESS}.get)
+    values = [record.value for record in rig.writer.progress]
+    ledger = restore_ledger(values, decoder)
+    assert ledger.channel == rig.options.ledger.channel
+    entry = ledger.instruments["BTC-27MAR26-100000-C"]
+    assert (entry.first, entry.highest, entry.holes, entry.gaps) == (5, 8, [(7, 7)], [(6, 6)])
+    assert restore_periods(values, decoder) == [Period(1_000, 2_000, 1_500)]
+
+
+def test_late_trades_are_told_once_and_again_when_they_are_in_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rig = Rig()
+    for seq, lag_ms in enumerate((10, 11_000, 12_000, 6_000, 4_000, 20_000), start=1):
+        rig.publish(frame_of(wire_trade(seq, timestamp=NOW_MS - lag_ms)))
+    told = capsys.readouterr().out
+    assert told.count("trades arrive late") == 2
+    assert told.count("trades arrive in time again") == 1
 
 
 def _receipt(seq: int) -> Receipt:
@@ -224,17 +356,26 @@ def _receipt(seq: int) -> Receipt:
     return Receipt(batch, NOW_MS)
 
 
+def make_worker(rig: Rig, handover: HandOver, stop: threading.Event) -> PublishWorker:
+    return PublishWorker(handover, rig.publisher, rig.as_writer(), rig.clock, stop.set)
+
+
 def test_the_worker_writes_all_that_was_handed_over_before_it_ends() -> None:
     rig = Rig()
-    handover = HandOver(1_000)
+    handover = HandOver(100_000)
     failed = threading.Event()
-    worker = PublishWorker(handover, rig.publisher, rig.as_writer(), ManualClock(), failed.set)
+    worker = make_worker(rig, handover, failed)
     for seq in range(100):
-        assert handover.try_put(_receipt(seq))
+        assert handover.try_put(_receipt(seq + 1))
+    inquiry = Inquiry(lambda publisher: len(publisher.lanes[OPTIONS].ledger.instruments))
+    assert handover.try_put(inquiry)
     worker.start()
     handover.close()
     worker.finish(20)
-    assert len(rig.writer.records) == rig.writer.delivered == 100
+    assert len(rig.writer.records) == 100
+    assert rig.writer.pending == 0
+    assert rig.writer.commits == 12  # 11 with nine records and the rest
+    assert inquiry.answer.result(0) == 1
     assert not failed.is_set()
 
 
@@ -243,7 +384,7 @@ def test_a_failed_delivery_stops_the_service_and_is_its_error() -> None:
     rig.writer.failure = DeliveryError("Kafka did not take a record")
     handover = HandOver(1_000)
     stop = threading.Event()
-    worker = PublishWorker(handover, rig.publisher, rig.as_writer(), ManualClock(), stop.set)
+    worker = make_worker(rig, handover, stop)
     worker.start()
     handover.try_put(_receipt(1))
     assert stop.wait(20)
@@ -253,36 +394,25 @@ def test_a_failed_delivery_stops_the_service_and_is_its_error() -> None:
 
 def test_a_kafka_that_takes_nothing_bounds_the_end() -> None:
     rig = Rig()
+    rig.writer.may_commit.clear()
     handover = HandOver(1_000)
-    worker = PublishWorker(handover, rig.publisher, rig.as_writer(), ManualClock(), lambda: None)
+    stop = threading.Event()
+    worker = make_worker(rig, handover, stop)
     handover.try_put(_receipt(1))
-    worker.start()  # the hand-over is not closed: the thread goes on for ever, as one that waits
-    try:
-        with pytest.raises(DeliveryError, match="Kafka took nothing"):
-            worker.finish(0.05)
-    finally:
-        handover.close()
-        worker.finish(20)
+    worker.start()
+    handover.close()
+    with pytest.raises(DeliveryError, match="Kafka took nothing"):
+        worker.finish(0.05)
+    assert stop.wait(20)  # the thread's own end: it has stopped waiting
 
 
-def test_it_is_unhealthy_while_records_wait_and_none_is_delivered() -> None:
+def test_it_is_unhealthy_while_records_wait_and_none_is_committed() -> None:
     rig = Rig()
-    clock = ManualClock()
-    handover = HandOver(1_000)
-    worker = PublishWorker(handover, rig.publisher, rig.as_writer(), clock, lambda: None)
+    worker = make_worker(rig, HandOver(1_000), threading.Event())
     rig.publish(frame_of(wire_trade(1)))
-
-    def look_after(seconds: float) -> str | None:
-        clock.advance(seconds)
-        worker._note_progress()
-        return worker.check()
-
-    assert look_after(59) is None
-    assert "1 records wait" in (look_after(2) or "")
-    rig.publish(frame_of(wire_trade(2)))
-    rig.writer.delivered = 1
-    assert look_after(1) is None
-    assert look_after(61) is not None
-    rig.writer.delivered = 2
-    assert look_after(1_000) is None
-    assert look_after(1_000) is None
+    rig.clock.advance(59)
+    assert worker.check() is None
+    rig.clock.advance(2)
+    assert "1 records wait" in (worker.check() or "")
+    worker._step()  # commits, since it is due
+    assert worker.check() is None

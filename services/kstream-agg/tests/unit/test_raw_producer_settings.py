@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import tomllib
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from pydantic import SecretStr
 
 from kstream_agg.cli.main import cli
 from kstream_agg.core.errors import SettingsError
 from kstream_agg.core.settings import config_dir, load_settings
-from kstream_agg.deribit.settings import ExchangeSettings, RawProducerSettings
+from kstream_agg.deribit.settings import (
+    CommitSettings,
+    ExchangeSettings,
+    HistorySettings,
+    RawProducerSettings,
+)
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-CASES = {
+CASES: dict[str, tuple[str, object, str | None]] = {
     "url": ("ws://127.0.0.1:8790/ws/api/v2", "ws://127.0.0.1:8790/ws/api/v2", "deribit.com"),
     "heartbeat_interval_s": ("30", 30, "9"),
     "subscribe_attempts": ("5", 5, "0"),
@@ -25,7 +28,11 @@ CASES = {
     "reconnect_max_s": ("5", 5.0, "-1"),
     "compression": ("false", False, "perhaps"),
     "max_frame_bytes": ("100000", 100_000, "10"),
-    "queue_trades": ("50", 50, "none"),
+    "client_id": ("me", "me", None),
+    "client_secret": ("hush", SecretStr("hush"), None),
+    "client_secret_file": ("/run/secret", Path("/run/secret"), None),
+    "queue_bytes": ("70000", 70_000, "none"),
+    "lag_warning_s": ("2.5", 2.5, "0"),
 }
 
 
@@ -45,9 +52,9 @@ def test_a_setting_is_read_from_its_variable(key: str, monkeypatch: pytest.Monke
     assert getattr(settings.exchange, key) == value
 
 
-@pytest.mark.parametrize("key", CASES)
+@pytest.mark.parametrize("key", [key for key, case in CASES.items() if case[2] is not None])
 def test_a_wrong_value_is_refused_with_its_place(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(_variable(key), CASES[key][2])
+    monkeypatch.setenv(_variable(key), CASES[key][2] or "")
     with pytest.raises(SettingsError, match=_variable(key)):
         load_settings(RawProducerSettings, "raw-producer")
 
@@ -55,7 +62,11 @@ def test_a_wrong_value_is_refused_with_its_place(key: str, monkeypatch: pytest.M
 def test_the_file_holds_the_defaults_of_the_code() -> None:
     path = config_dir() / "raw-producer" / "default.toml"
     written = tomllib.loads(path.read_text(encoding="utf-8"))
-    assert set(written["exchange"]) == set(ExchangeSettings.model_fields)
+    login = {"client_id", "client_secret", "client_secret_file"}
+    assert set(written["exchange"]) == set(ExchangeSettings.model_fields) - login
+    derived = {"rest_url", "archive_url"}
+    assert set(written["history"]) == set(HistorySettings.model_fields) - derived
+    assert set(written["commit"]) == set(CommitSettings.model_fields)
     from_file = load_settings(RawProducerSettings, "raw-producer")
     assert from_file == RawProducerSettings()
 
@@ -82,3 +93,43 @@ def test_two_intervals_of_one_channel_are_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("KSTREAM__CHANNELS", "trades.option.BTC.100ms,trades.option.BTC.agg2")
     with pytest.raises(SettingsError, match=r"KSTREAM__CHANNELS.* deliver the same trades"):
         load_settings(RawProducerSettings, "raw-producer")
+
+
+@pytest.mark.parametrize(
+    ("url", "rest", "archive"),
+    [
+        (
+            "wss://www.deribit.com/ws/api/v2",
+            "https://www.deribit.com/api/v2",
+            "https://history.deribit.com/api/v2",
+        ),
+        (
+            "wss://test.deribit.com/ws/api/v2",
+            "https://test.deribit.com/api/v2",
+            "https://test.deribit.com/api/v2",
+        ),
+        (
+            "ws://127.0.0.1:8090/ws/api/v2",
+            "http://127.0.0.1:8090/api/v2",
+            "http://127.0.0.1:8090/api/v2",
+        ),
+    ],
+)
+def test_the_history_is_where_the_stream_is(url: str, rest: str, archive: str) -> None:
+    settings = HistorySettings()
+    assert settings.rest_of(url) == rest
+    assert settings.archive_of(url) == archive
+    named = HistorySettings(rest_url="http://a/", archive_url="http://b")
+    assert (named.rest_of(url), named.archive_of(url)) == ("http://a", "http://b")
+
+
+def test_a_login_is_whole_or_absent(tmp_path: Path) -> None:
+    assert ExchangeSettings().login() is None
+    with pytest.raises(SettingsError, match="belong together"):
+        ExchangeSettings(client_id="me").login()
+    file = tmp_path / "secret"
+    file.write_text("hush\n", encoding="utf-8")
+    login = ExchangeSettings(client_id="me", client_secret_file=file).login()
+    assert login is not None
+    assert login.request()["client_secret"] == "hush"
+    assert "hush" not in repr(ExchangeSettings(client_id="me", client_secret=SecretStr("hush")))

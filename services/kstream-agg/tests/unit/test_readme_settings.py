@@ -47,6 +47,9 @@ SAMPLES = {
     "KSTREAM__KAFKA__PROPERTIES": '{"socket.keepalive.enable": true}',
     "KSTREAM__TELEMETRY__SAMPLE_RATIO": "0.25",
     "KSTREAM__EXCHANGE__RECONNECT_MIN_S": "0.5",
+    "KSTREAM__HISTORY__REST_URL": "https://test.example/api/v2",
+    "KSTREAM__HISTORY__ARCHIVE_URL": "https://test.example/api/v2",
+    "KSTREAM__HISTORY__PAGE_TRADES": "500",
 }
 
 

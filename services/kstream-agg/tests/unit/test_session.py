@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from kstream_agg.core.errors import ChannelRefusedError
 from kstream_agg.deribit.events import (
@@ -20,10 +25,14 @@ from kstream_agg.deribit.events import (
     Subscribed,
     Trades,
 )
+from kstream_agg.deribit.login import Login
 from kstream_agg.deribit.session import Session, SessionTimes
 from kstream_agg.deribit.subscription import MAX_CHANNEL_BYTES, MAX_CHANNELS, split_channels
 
 OPTIONS = "trades.option.BTC.100ms"
+DATA = Path(os.environ.get("KSTREAM_TEST_DATA") or Path(__file__).parents[5] / "shared" / "data")
+RECORDED = DATA / "messages.jsonl"
+RAW = "trades.option.BTC.raw"
 FUTURES = "trades.future.BTC.100ms"
 TEST_REQUEST = b'{"params":{"type":"test_request"},"method":"heartbeat","jsonrpc":"2.0"}'
 TRADE = {
@@ -332,7 +341,7 @@ def test_a_call_that_is_too_large_is_sent_again_in_smaller_ones() -> None:
         asked += request["params"]["channels"]
         assert len(request["params"]["channels"]) < 400
         exchange.answer(request, request["params"]["channels"])
-    assert sorted(asked) == sorted(channels)
+    assert sorted(asked) == sorted([*channels, "platform_state"])
     assert exchange.session.ready
 
 
@@ -375,3 +384,155 @@ def test_calls_are_split_by_bytes_and_by_number() -> None:
 def test_the_silence_it_bears_follows_the_interval() -> None:
     assert SessionTimes(heartbeat_interval=10).silence == 35
     assert SessionTimes(heartbeat_interval=30).silence == 105
+
+
+SECRET = "hush-hush"
+
+
+def exchange_with_login(attempts: int | None = 3) -> Exchange:
+    exchange = Exchange.__new__(Exchange)
+    exchange.now = 100.0
+    login = Login("me", SecretStr(SECRET))
+    exchange.session = Session([RAW], attempts=attempts, login=login)
+    exchange.requests, exchange.events = [], []
+    exchange._take(exchange.session.start(exchange.now))
+    exchange.answer(exchange.take_request("public/hello"), {"version": "1"})
+    return exchange
+
+
+def test_it_logs_in_before_it_subscribes_and_renews_the_login_in_time() -> None:
+    exchange = exchange_with_login()
+    login = exchange.take_request("public/auth")
+    assert login["params"] == {
+        "grant_type": "client_credentials", "client_id": "me", "client_secret": SECRET,
+    }  # fmt: skip
+    exchange.answer(login, {"access_token": "a", "refresh_token": "r1", "expires_in": 900})
+    exchange.answer(exchange.take_request("public/set_heartbeat"), "ok")
+    exchange.answer(exchange.pending(), [RAW])
+    assert exchange.session.ready
+    exchange.requests.clear()
+    for _ in range(24):
+        exchange.now += 29.9
+        exchange.send(TEST_REQUEST)
+        exchange.requests.clear()
+        assert not exchange.wait(0)
+    exchange.now += 5
+    exchange.send(TEST_REQUEST)
+    exchange.requests.clear()
+    exchange.wait(0)
+    renewal = exchange.take_request("public/auth")
+    assert renewal["params"] == {"grant_type": "refresh_token", "refresh_token": "r1"}
+    # A token that is not taken is no end: the credentials are.
+    exchange.refuse(renewal, 13009, "unauthorized")
+    again = exchange.take_request("public/auth")
+    assert again["params"]["grant_type"] == "client_credentials"
+    exchange.answer(again, {"refresh_token": "r2", "expires_in": 900})
+    assert not exchange.requests
+
+
+def test_a_wrong_login_is_told_without_its_secret() -> None:
+    exchange = exchange_with_login()
+    exchange.refuse(exchange.take_request("public/auth"), 13004, "invalid_credentials")
+    (refused,) = exchange.events
+    assert isinstance(refused, Refused)
+    assert "'me'" in str(refused.error)
+    assert SECRET not in f"{refused} {refused.error} {refused.error.remedy}"
+
+
+@pytest.mark.parametrize(("attempts", "code"), [(None, 13004), (3, 11051)])
+def test_a_login_that_fails_for_now_is_tried_again(attempts: int | None, code: int) -> None:
+    exchange = exchange_with_login(attempts)
+    exchange.refuse(exchange.take_request("public/auth"), code, "no")
+    assert isinstance(exchange.events[-1], Lost)
+
+
+def test_a_frame_to_be_sent_does_not_show_what_it_holds() -> None:
+    assert SECRET not in repr(Send(SECRET))
+
+
+def test_maintenance_is_told_and_locked_indices_are_not() -> None:
+    exchange = Exchange(OPTIONS)
+    exchange.answer(exchange.greet(), [OPTIONS])
+    assert exchange.requests[-1]["params"] == {"channels": ["platform_state"]}
+    exchange.events.clear()
+    for data in ({"maintenance": True}, {"price_index": "sol_usdc", "locked": True}):
+        params = {"channel": "platform_state", "data": data}
+        exchange.send({"method": "subscription", "params": params})
+    notice, ignored = exchange.events
+    assert notice == Notice("maintenance of the exchange begins")
+    assert isinstance(ignored, Ignored)
+
+
+def _message() -> st.SearchStrategy[object]:
+    """What an exchange might say, and what it should not."""
+    scalar = st.none() | st.booleans() | st.integers(-10, 40_000) | st.text(max_size=5)
+    names = st.sampled_from([OPTIONS, FUTURES, "trades.x.y.z", "platform_state", ""])
+    results = st.one_of(
+        scalar, st.lists(names | scalar, max_size=3), st.fixed_dictionaries({"version": scalar}),
+        st.fixed_dictionaries({"refresh_token": scalar, "expires_in": scalar}),
+    )  # fmt: skip
+    codes = st.sampled_from([10028, 13778, -32600, 11051, 13004, 0]) | scalar
+    errors = st.fixed_dictionaries({"code": codes}, optional={"message": scalar, "data": scalar})
+    answers = st.fixed_dictionaries(
+        {"id": st.integers(0, 12) | scalar}, optional={"result": results, "error": errors | scalar}
+    )
+    data = st.lists(st.just(TRADE) | scalar, max_size=3) | scalar
+    params = st.fixed_dictionaries({}, optional={"channel": names, "data": data, "type": names})
+    notifications = st.fixed_dictionaries(
+        {"method": st.sampled_from(["subscription", "heartbeat", "x"])},
+        optional={"params": params | scalar},
+    )
+    return st.one_of(answers, notifications, scalar, st.binary(max_size=20))
+
+
+@given(
+    st.lists(st.one_of(_message(), st.floats(0, 40)), max_size=40), st.sampled_from([None, 1, 3])
+)
+def test_whatever_the_exchange_says_the_session_stays_within_its_bounds(
+    steps: list[object], attempts: int | None
+) -> None:
+    login = Login("me", SecretStr(SECRET))
+    session = Session([OPTIONS, FUTURES], attempts=attempts, login=login)
+    now = 0.0
+    events = list(session.start(now))
+    for step in steps:
+        if isinstance(step, float):
+            now += step
+            new = session.poll(now)
+        else:
+            frame = step if isinstance(step, bytes) else json.dumps(step).encode()
+            new = session.receive(frame, now)
+        events += new
+        for event in new:
+            if isinstance(event, Trades):
+                assert event.batch.channel in {OPTIONS, FUTURES}
+            elif isinstance(event, Refused):
+                assert attempts is not None
+            elif isinstance(event, ChannelsMissing):
+                assert event.retry_s > 0
+                assert event.channels
+            if not isinstance(event, Send):
+                assert SECRET not in repr(event)
+        if any(isinstance(event, Lost | Refused) for event in new):
+            break
+    sent = [json.loads(event.text) for event in events if isinstance(event, Send)]
+    assert [request["id"] for request in sent] == list(range(1, len(sent) + 1))
+    assert session.ready == (sum(isinstance(event, Subscribed) for event in events) > 0)
+
+
+@pytest.mark.skipif(not RECORDED.exists(), reason="the recorded messages are not there")
+def test_recorded_messages_pass_and_none_is_set_aside() -> None:
+    messages = [json.loads(line)["message"] for line in RECORDED.read_text().splitlines()]
+    params = [found["params"] for found in messages if "data" in found.get("params", {})]
+    sent = [found for found in params if found["channel"].startswith("trades.")]
+    channels = {found["channel"] for found in sent}
+    session = Session(sorted(channels), attempts=None)
+    session.start(0.0)
+    taken = 0
+    for message in messages:
+        for event in session.receive(json.dumps(message).encode(), 1.0):
+            assert not isinstance(event, BadFrame)
+            if isinstance(event, Trades):
+                assert event.batch.rejected == []
+                taken += len(event.batch.trades)
+    assert taken == sum(len(found["data"]) for found in sent) > 0

@@ -4,6 +4,7 @@
 - `/healthz`: 200 while every check passes, else 503. A check says whether its part makes
   progress: a consumer that stands still with records to read is unhealthy.
 - `/readyz`: 200 once the service has declared itself ready, and as long as it is healthy.
+- `POST` on what a service offers besides (`Health.add_action`): JSON in, JSON out.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from kstream_agg.core.errors import UnavailableError
+from kstream_agg.core.errors import KStreamError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from kstream_agg.core.metrics import Metrics
     from kstream_agg.core.settings import HttpSettings
 
-__all__ = ["Health", "HealthServer"]
+__all__ = ["Action", "Health", "HealthServer"]
+
+Action: TypeAlias = "Callable[[dict[str, Any]], dict[str, Any]]"
+_MAX_BODY_BYTES: Final = 65_536
 
 
 class Health:
@@ -33,11 +37,25 @@ class Health:
 
     def __init__(self) -> None:
         self._checks: dict[str, Callable[[], str | None]] = {}
+        self._actions: dict[str, Action] = {}
         self._not_ready: str | None = "starting"
 
     def add_check(self, name: str, check: Callable[[], str | None]) -> None:
         """Add a check: it returns None while all is well, else a sentence that says what is not."""
         self._checks[name] = check
+
+    def add_action(self, path: str, action: Action) -> None:
+        """Offer an action to operators.
+
+        Args:
+            path: Where, e.g. `/backfill`.
+            action: Takes a JSON object and gives one; a `KStreamError` is the caller's mistake.
+        """
+        self._actions[path] = action
+
+    def action(self, path: str) -> Action | None:
+        """The action offered at a path."""
+        return self._actions.get(path)
 
     def set_ready(self) -> None:
         """The service has reached all it needs and works."""
@@ -126,6 +144,25 @@ def _make_handler(metrics: Metrics, health: Health) -> type[BaseHTTPRequestHandl
                 )
             else:
                 self._answer_json(404, {"error": "try /metrics, /healthz or /readyz"})
+
+        def do_POST(self) -> None:
+            action = health.action(self.path.partition("?")[0])
+            if action is None:
+                self._answer_json(404, {"error": "there is no such action"})
+                return
+            length = self.headers.get("Content-Length", "")
+            if not length.isdecimal() or int(length) > _MAX_BODY_BYTES:
+                self._answer_json(413, {"error": "a JSON object of at most 64 kB is expected"})
+                return
+            try:
+                wanted = json.loads(self.rfile.read(int(length)))
+                if not isinstance(wanted, dict):
+                    raise ValueError("it is no object")  # noqa: TRY301, TRY004 - as other bad JSON
+                self._answer_json(200, action(wanted))
+            except ValueError as error:
+                self._answer_json(400, {"error": f"the body is not a JSON object: {error}"})
+            except KStreamError as error:
+                self._answer_json(400, {"error": str(error), "remedy": error.remedy})
 
         def _answer_json(self, status: int, content: dict[str, object]) -> None:
             self._answer(status, json.dumps(content).encode() + b"\n", "application/json")

@@ -80,6 +80,28 @@ SESSION_UP: Final = GaugeDef(
 SOURCE_LAG_SECONDS: Final = GaugeDef(
     "kstream_source_lag_seconds", "Receipt time less exchange time of the last trade"
 )
+SOURCE_HOLES: Final = GaugeDef(
+    "kstream_source_holes", "Runs of missing trades that are being looked for", ("topic",)
+)
+SOURCE_GAPS: Final = CounterDef(
+    "kstream_source_gaps",
+    "Trades that are missing for good and named in the gaps topic",
+    ("topic",),
+)
+TRADES_BACKFILLED: Final = CounterDef(
+    "kstream_trades_backfilled", "Trades that came from the exchange's history", ("topic",)
+)
+TRADES_REPEATED: Final = CounterDef(
+    "kstream_trades_repeated", "Trades received again and not written again", ("topic",)
+)
+HISTORY_REQUESTS: Final = CounterDef(
+    "kstream_history_requests", "Calls of the exchange's history", ("host", "outcome")
+)
+COMMIT_SECONDS: Final = HistogramDef(
+    "kstream_source_commit_seconds",
+    "From a transaction's first receipt to its commit",
+    buckets=(0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.1, 0.25, 1.0, 5.0, 60.0),
+)
 
 # --- agg-producer --------------------------------------------------------------------------
 RECORDS_CONSUMED: Final = CounterDef(

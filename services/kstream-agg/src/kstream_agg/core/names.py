@@ -16,8 +16,10 @@ __all__ = [
     "channel_topic",
     "dead_letter_topic",
     "format_period",
+    "gaps_topic",
     "late_topic",
     "parse_period",
+    "progress_topic",
     "table_name",
     "value_subject",
 ]
@@ -92,6 +94,16 @@ def dead_letter_topic(topic: str) -> str:
 def late_topic(topic: str) -> str:
     """Where records of `topic` go that came too late to be counted."""
     return f"{topic}-late"
+
+
+def progress_topic(topic: str) -> str:
+    """Where the source of `topic` keeps how far it has come."""
+    return f"{topic}-progress"
+
+
+def gaps_topic(topic: str) -> str:
+    """Where the trades that `topic` lacks for good are named."""
+    return f"{topic}-gaps"
 
 
 def table_name(topic: str) -> str:

@@ -52,12 +52,14 @@ TOP_LEVEL_KEYS: Final = frozenset(
     [
         "artifacts",
         "channels",
+        "commit",
         "connect",
         "consume",
         "data_dir",
         "ewma",
         "exchange",
         "group_id",
+        "history",
         "http",
         "kafka",
         "log",
@@ -67,8 +69,10 @@ TOP_LEVEL_KEYS: Final = frozenset(
         "registry",
         "restart",
         "simulator",
+        "source",
         "telemetry",
         "topic",
+        "transactional_id",
         "window",
     ]
 )

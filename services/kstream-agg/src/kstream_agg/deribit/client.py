@@ -7,11 +7,12 @@ session receives goes into a `HandOver`; while that is full nothing is read from
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from typing import TYPE_CHECKING, Final
 
 from websockets.asyncio.client import connect
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from kstream_agg.core.logs import get_logger
 from kstream_agg.core.metrics import FRAMES_RECEIVED, SESSION_CONNECTS, SESSION_UP
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
     from kstream_agg.core.service import ServiceContext
-    from kstream_agg.deribit.handover import HandOver
+    from kstream_agg.deribit.handover import Outlet
     from kstream_agg.deribit.settings import ExchangeSettings
 
 __all__ = ["StreamClient"]
@@ -60,16 +61,20 @@ class StreamClient:
         context: Clock, metrics, health (ready while every channel is subscribed) and the event
             that ends the client.
         jitter: A random number in [0, 1) for the waits between attempts.
+        on_subscribed: Called whenever a session has every channel.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is wired from
         self,
         settings: ExchangeSettings,
         channels: Sequence[str],
-        handover: HandOver,
+        handover: Outlet,
         context: ServiceContext,
+        *,
         jitter: Callable[[], float] = random.random,
+        on_subscribed: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_subscribed = on_subscribed
         self._settings = settings
         self._channels = tuple(channels)
         self._handover = handover
@@ -91,7 +96,7 @@ class StreamClient:
         """Receive until `stop` is set.
 
         Raises:
-            ChannelRefusedError: On a first start the exchange does not give us the channels.
+            ContractError: On a first start the exchange does not give us the channels.
         """
         sessions = asyncio.create_task(self._run_sessions())
         stopped = asyncio.create_task(self._wait_for_stop())
@@ -139,7 +144,8 @@ class StreamClient:
     async def _run_session(self, websocket: ClientConnection) -> Lost:
         self._connects.inc()
         attempts = None if self._was_ready else self._settings.subscribe_attempts
-        session = Session(self._channels, attempts=attempts, times=self._times)
+        login = self._settings.login()
+        session = Session(self._channels, attempts=attempts, times=self._times, login=login)
         await self._apply(websocket, session, session.start(self._clock.monotonic()))
         tasks = {
             asyncio.create_task(self._read(websocket, session)),
@@ -176,9 +182,14 @@ class StreamClient:
     ) -> None:
         for event in events:
             match event:
-                case Trades(batch=batch):
+                case Trades(batch=batch, frame=frame):
                     await self._hand_over(
-                        Receipt(batch, self._clock.now_ms(), "stream", session.simulated)
+                        Receipt(
+                            batch,
+                            self._clock.now_ms(),
+                            simulated=session.simulated,
+                            frame=frame,
+                        )
                     )
                 case BadFrame():
                     _log.warning("frame set aside", reason=str(event.error))
@@ -186,7 +197,9 @@ class StreamClient:
                         Receipt(event, self._clock.now_ms(), "stream", session.simulated)
                     )
                 case Send(text=text):
-                    await websocket.send(text)
+                    # A closed connection is told by the reading, behind what was received.
+                    with contextlib.suppress(ConnectionClosed):
+                        await websocket.send(text)
                 case Lost():
                     self._lost = event
                 case Refused(error=error):
@@ -209,6 +222,7 @@ class StreamClient:
                 self._was_ready = True
                 self._up.set(1)
                 self._health.set_ready()
+                self._on_subscribed()
                 _log.info("subscribed", channels=channels, simulated=session.simulated)
             case ChannelsMissing(channels=channels, reason=reason, retry_s=retry_s):
                 names = ", ".join(channels)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from kstream_agg.core.errors import ChannelRefusedError
+    from kstream_agg.core.errors import ContractError
     from kstream_agg.deribit.frames import TradeBatch
 
 __all__ = [
@@ -27,7 +27,8 @@ __all__ = [
 class Send:
     """Send this frame."""
 
-    text: str
+    text: str = field(repr=False)
+    """Not for logs: a login's holds the secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Trades:
     """Trades of a channel that was asked for."""
 
     batch: TradeBatch
+    frame: bytes = field(default=b"", repr=False, compare=False)
+    """What they were decoded from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +66,9 @@ class ChannelsMissing:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The exchange does not give us the channels; asking again does not help."""
+    """The exchange does not give us the channels, or not let us in; asking again does not help."""
 
-    error: ChannelRefusedError
+    error: ContractError
 
 
 @dataclass(frozen=True, slots=True)

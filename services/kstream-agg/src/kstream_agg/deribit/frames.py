@@ -15,9 +15,9 @@ from typing import Any, Final
 import msgspec
 
 from kstream_agg.core.errors import InvalidRecordError
-from kstream_agg.deribit.trades import Trade, read_trade, trade_text
+from kstream_agg.deribit.trades import Trade, read_trade, trade_identity, trade_text
 
-__all__ = ["RejectedTrade", "TradeBatch", "decode_frame"]
+__all__ = ["RejectedTrade", "TradeBatch", "decode_frame", "read_trades"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class RejectedTrade:
     wire: bytes
     """Its JSON text."""
     error: InvalidRecordError
+    identity: tuple[str, int] | None = None
+    """Its instrument and `trade_seq`, where they can be read."""
 
 
 @dataclass(slots=True)
@@ -83,6 +85,29 @@ def decode_frame(frame: bytes) -> TradeBatch | dict[str, Any]:
         raise InvalidRecordError("the frame is nested too deeply", stage="decode") from error
 
 
+def read_trades(content: bytes) -> tuple[dict[str, Any], TradeBatch | None]:
+    """Read an answer of the history calls trade by trade.
+
+    Args:
+        content: The body of the reply.
+
+    Returns:
+        The message, and its trades (without a channel); None when it has none.
+
+    Raises:
+        InvalidRecordError: It is not a JSON object.
+    """
+    try:
+        message = _decode_leniently(content)
+    except RecursionError as error:
+        raise InvalidRecordError("the answer is nested too deeply", stage="decode") from error
+    if not isinstance(message, dict):
+        raise InvalidRecordError("the answer is JSON, but not an object", stage="decode")
+    result = message.get("result")
+    trades = result.get("trades") if isinstance(result, dict) else None
+    return message, _read_batch("", trades) if isinstance(trades, list) else None
+
+
 def _decode_slowly(frame: bytes) -> TradeBatch | dict[str, Any]:
     message = _decode_leniently(frame)
     if not isinstance(message, dict):
@@ -120,7 +145,7 @@ def _read_batch(channel: str, data: list[object]) -> TradeBatch:
         try:
             trade, extra = read_trade(wire)
         except InvalidRecordError as error:
-            batch.rejected.append(RejectedTrade(trade_text(wire), error))
+            batch.rejected.append(RejectedTrade(trade_text(wire), error, trade_identity(wire)))
             continue
         if extra is not None:
             batch.extras[len(batch.trades)] = extra

@@ -6,9 +6,16 @@ Errors can come without an id, their `data` as an object, as a text or not at al
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["channel_of", "error_of", "request_text"]
+__all__ = ["PASSING", "TOO_MANY_REQUESTS", "channel_of", "error_of", "request_text"]
+
+TOO_MANY_REQUESTS: Final = 10028
+"""Out of credits; over a websocket the exchange then ends the session."""
+PASSING: Final = frozenset(
+    {TOO_MANY_REQUESTS, 10040, 10041, 10047, 10066, 11051, 13028, 13503, 13888}
+)
+"""Errors that pass by themselves: settlement, maintenance, overload, time-outs."""
 
 
 def request_text(number: int, method: str, params: dict[str, Any]) -> str:

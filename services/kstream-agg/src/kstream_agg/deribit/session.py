@@ -3,11 +3,13 @@
 The course of a session:
 
     1. `public/hello`: who we are; the answer tells a simulator from the exchange.
-    2. `public/set_heartbeat`: from now on silence means a dead connection.
-    3. `public/subscribe` in calls that respect the exchange's limits, at most three a second.
-    4. The acknowledged channels are compared, as sets, with those asked for: the exchange leaves
+    2. `public/auth`, where there is a login: `raw` channels need it. It is renewed in time.
+    3. `public/set_heartbeat`: from now on silence means a dead connection.
+    4. `public/subscribe` in calls that respect the exchange's limits, at most three a second.
+    5. The acknowledged channels are compared, as sets, with those asked for: the exchange leaves
        unknown ones out without an error. Missing ones are asked for again.
-    5. Trades until the connection ends. Every `test_request` is answered by `public/test`.
+    6. Trades until the connection ends. Every `test_request` is answered by `public/test`, and
+       `platform_state` tells of maintenance.
 
 Notifications are routed by their method: trades can arrive before the subscription's answer.
 Protocol facts: https://docs.deribit.com (public/hello, public/set_heartbeat, public/subscribe,
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from kstream_agg.core.errors import ChannelRefusedError, InvalidRecordError
+from kstream_agg.core.errors import ChannelRefusedError, ContractError, InvalidRecordError
 from kstream_agg.deribit.events import (
     BadFrame,
     ChannelsMissing,
@@ -34,23 +36,29 @@ from kstream_agg.deribit.events import (
     Trades,
 )
 from kstream_agg.deribit.frames import TradeBatch, decode_frame
-from kstream_agg.deribit.rpc import channel_of, error_of, request_text
+from kstream_agg.deribit.rpc import (
+    PASSING,
+    TOO_MANY_REQUESTS,
+    channel_of,
+    error_of,
+    request_text,
+)
 from kstream_agg.deribit.subscription import Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kstream_agg.deribit.login import Login
+
 __all__ = ["Session", "SessionTimes"]
 
-_TOO_MANY_REQUESTS: Final = 10028
 _RAW_NEEDS_LOGIN: Final = 13778
 _TOO_LARGE: Final = -32600
-# Errors that pass: 10028 too_many_requests is handled apart, as the exchange then hangs up.
-_PASSING: Final = frozenset({10040, 10041, 10047, 10066, 11051, 13028, 13503, 13888})
 _WAIT_AFTER_TOO_MANY_S: Final = 10.0  # the pool of credits is full again after 3 s
 _MAX_RETRY_S: Final = 60.0
 
-_Kind = Literal["hello", "heartbeat", "subscribe"]
+_Kind = Literal["hello", "auth", "heartbeat", "subscribe"]
+_PLATFORM_STATE: Final = "platform_state"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,7 @@ class Session:
         attempts: How often missing channels are asked for before the session gives up with
             `Refused`; None asks for ever.
         times: How long it waits.
+        login: Used when there is one.
     """
 
     def __init__(
@@ -96,13 +105,17 @@ class Session:
         *,
         attempts: int | None,
         times: SessionTimes | None = None,
+        login: Login | None = None,
     ) -> None:
+        self._login = login
+        self._watches_platform = False
         self._subscription = Subscription(channels)
         self._wanted = frozenset(channels)
         self._attempts = attempts
         self._times = times or SessionTimes()
         self._calls: dict[int, _Call] = {}
         self._last_id = 0
+        self._heartbeats = False
         self._heard_at = 0.0
         self._rounds = 0
         self._counted_rounds = 0
@@ -134,11 +147,8 @@ class Session:
             return [BadFrame(frame, error)]
         if isinstance(message, TradeBatch):
             return [self._route(message, frame)]
-        method = message.get("method")
-        if method == "heartbeat":
-            return self._on_heartbeat(message)
-        if method is not None:
-            return [Ignored(f"notification {method} {channel_of(message)}".rstrip())]
+        if message.get("method") is not None:
+            return self._on_notification(message)
         if "error" in message or "result" in message:
             return self._on_answer(message, now)
         return [Ignored(f"message with the keys {sorted(message)}")]
@@ -152,6 +162,8 @@ class Session:
             if now - call.sent_at > self._times.call_timeout:
                 waited = now - call.sent_at
                 return [Lost(f"no answer to {call.kind} for {waited:.0f} s")]
+        if self._login is not None and self._login.is_due(now):
+            return [self._call("auth", "public/auth", self._login.request(), now)]
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
             self._subscription.ask_for_missing()
@@ -159,11 +171,19 @@ class Session:
 
     def _route(self, batch: TradeBatch, frame: bytes) -> Event:
         if batch.channel in self._wanted:
-            return Trades(batch)
+            return Trades(batch, frame)
         error = InvalidRecordError(
             f"trades of {batch.channel}, which was not asked for", stage="decode"
         )
         return BadFrame(frame, error)
+
+    def _on_notification(self, message: dict[str, Any]) -> list[Event]:
+        method, channel = message["method"], channel_of(message)
+        if method == "heartbeat":
+            return self._on_heartbeat(message)
+        if channel.startswith(_PLATFORM_STATE):
+            return self._on_platform_state(message)
+        return [Ignored(f"notification {method} {channel}".rstrip())]
 
     def _on_heartbeat(self, message: dict[str, Any]) -> list[Event]:
         params = message.get("params")
@@ -174,7 +194,7 @@ class Session:
 
     def _on_answer(self, message: dict[str, Any], now: float) -> list[Event]:
         code, text = error_of(message)
-        if code == _TOO_MANY_REQUESTS:
+        if code == TOO_MANY_REQUESTS:
             return [Lost(f"the exchange refuses: {text}", _WAIT_AFTER_TOO_MANY_S)]
         number = message.get("id")
         if number is None:
@@ -182,13 +202,14 @@ class Session:
         call = self._calls.pop(number, None) if isinstance(number, int) else None
         if call is None:
             return [Ignored(f"answer to {number}")] if code is None else [Notice(text)]
+        if call.kind == "auth":
+            return self._on_login(message, code, text, now)
+        if call.kind == "subscribe":
+            self._note_subscribed(call, message, code, text)
+            return self._send_due(now) or self._settle(now)
         refusal = text if code is not None else None
-        if call.kind == "hello":
-            return self._on_hello(message, refusal, now)
-        if call.kind == "heartbeat":
-            return self._on_heartbeat_set(refusal, now)
-        self._note_subscribed(call, message, code, text)
-        return self._send_due(now) or self._settle(now)
+        step = self._on_hello if call.kind == "hello" else self._on_heartbeat_set
+        return step(message, refusal, now)
 
     def _on_error_without_id(self, code: int | None, text: str, now: float) -> list[Event]:
         events: list[Event] = [Notice(f"the exchange says, without naming a call: {text}")]
@@ -208,11 +229,51 @@ class Session:
         result = message.get("result")
         version = result.get("version") if isinstance(result, dict) else None
         self.simulated = "simulator" in str(version)
-        params = {"interval": self._times.heartbeat_interval}
-        events.append(self._call("heartbeat", "public/set_heartbeat", params, now))
+        if self._login is not None:
+            events.append(self._call("auth", "public/auth", self._login.request(), now))
+        else:
+            events.append(self._ask_for_heartbeats(now))
         return events
 
-    def _on_heartbeat_set(self, refusal: str | None, now: float) -> list[Event]:
+    def _on_login(
+        self, message: dict[str, Any], code: int | None, text: str, now: float
+    ) -> list[Event]:
+        login = self._login
+        assert login is not None  # noqa: S101 - only then it is called for
+        result = message.get("result")
+        if isinstance(result, dict):
+            login.granted(result, now)
+            return [] if self._heartbeats else [self._ask_for_heartbeats(now)]
+        if login.refused():
+            return [self._call("auth", "public/auth", login.request(), now)]
+        if code in PASSING or self._attempts is None:
+            return [Lost(f"the exchange refuses the login: {text}")]
+        error = ContractError(
+            f"the exchange refuses the login of '{login.client_id}': {text}",
+            remedy="check exchange.client_id and exchange.client_secret, or leave both out and "
+            "ask for 100ms channels",
+        )
+        return [Refused(error)]
+
+    def _ask_for_heartbeats(self, now: float) -> Send:
+        self._heartbeats = True
+        params = {"interval": self._times.heartbeat_interval}
+        return self._call("heartbeat", "public/set_heartbeat", params, now)
+
+    def _on_platform_state(self, message: dict[str, Any]) -> list[Event]:
+        params = message.get("params")
+        data = params.get("data") if isinstance(params, dict) else None
+        if isinstance(data, dict) and isinstance(data.get("maintenance"), bool):
+            what = "begins" if data["maintenance"] else "has ended"
+            return [Notice(f"maintenance of the exchange {what}")]
+        if isinstance(data, dict) and data.get("allow_unauthenticated_public_requests") is False:
+            return [Notice("the exchange refuses calls without a login for now")]
+        return [Ignored("notification platform_state")]
+
+    def _on_heartbeat_set(
+        self, message: dict[str, Any], refusal: str | None, now: float
+    ) -> list[Event]:
+        del message
         if refusal is not None:
             return [Lost(f"the exchange refuses heartbeats: {refusal}")]
         self._subscription.ask_for_missing()
@@ -227,7 +288,7 @@ class Session:
         for channel in call.channels:
             if channel not in accepted:
                 self._refusals[channel] = text if code is not None else "left out without an error"
-        if code in _PASSING:
+        if code in PASSING:
             self._will_pass = True
         elif code is not None:
             self._refused_for_good = True
@@ -239,7 +300,7 @@ class Session:
         missing = self._subscription.missing
         if not missing:
             self.ready = True
-            return [Subscribed(self._subscription.wanted)]
+            return [Subscribed(self._subscription.wanted), *self._watch_platform()]
         wait = min(_MAX_RETRY_S, self._times.retry * 2 ** min(self._rounds, 10))
         self._rounds += 1
         if not self._will_pass:
@@ -253,11 +314,21 @@ class Session:
         reasons = "; ".join(dict.fromkeys(self._refusals.get(name, "") for name in missing))
         return [ChannelsMissing(missing, reasons, wait)]
 
+    def _watch_platform(self) -> list[Event]:
+        """Ask to be told of maintenance; the answer does not matter."""
+        if self._watches_platform:
+            return []
+        self._watches_platform = True
+        return [self._request("public/subscribe", {"channels": [_PLATFORM_STATE]})]
+
     def _refusal(self, missing: tuple[str, ...]) -> ChannelRefusedError:
         details = "; ".join(f"'{name}' ({self._refusals.get(name, '?')})" for name in missing)
         if any(str(_RAW_NEEDS_LOGIN) in self._refusals.get(name, "") for name in missing):
             better = missing[0].removesuffix(".raw") + ".100ms"
-            remedy = f"ask for '{better}' instead: it delivers every trade too, without a login"
+            remedy = (
+                f"ask for '{better}' instead: it delivers every trade too, without a login; or "
+                "set exchange.client_id and exchange.client_secret"
+            )
         else:
             remedy = (
                 "check the setting 'channels': trades.{kind}.{currency}.{interval} or "

@@ -17,6 +17,7 @@ from kstream_agg.core.clock import Clock, SystemClock
 from kstream_agg.core.errors import UnavailableError
 from kstream_agg.core.logs import get_logger
 from kstream_agg.deribit.recording import Recording
+from kstream_agg.deribit.simulation.adversary import Adversary, SkewedClock
 from kstream_agg.deribit.simulation.exchange import Exchange
 from kstream_agg.deribit.simulation.options import (
     SimulatorOptions,
@@ -24,6 +25,7 @@ from kstream_agg.deribit.simulation.options import (
     choose_trades,
 )
 from kstream_agg.deribit.simulation.playback import Playback
+from kstream_agg.deribit.simulation.rarities import with_rarities
 from kstream_agg.deribit.simulation.server import REST_PATH, WEBSOCKET_PATH, SimulatorServer
 from kstream_agg.deribit.simulation.state import SimulatorState, StateFile
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
     from kstream_agg.deribit.recording_formats import WireTrade
+    from kstream_agg.deribit.simulation.scenario import CloseKind
 
 __all__ = [
     "SimulatorHandle",
@@ -57,6 +60,7 @@ class SimulatorHandle:
         self._server = server
         self.recording = recording
         self.exchange = server.exchange
+        self.adversary = server.adversary
         self.websocket_url = f"ws://{host}:{server.port}{WEBSOCKET_PATH}"
         self.rest_url = f"http://{host}:{server.port}{REST_PATH}"
 
@@ -64,6 +68,10 @@ class SimulatorHandle:
     def connections(self) -> int:
         """Open websocket connections."""
         return self._server.connections
+
+    async def disconnect(self, kind: CloseKind) -> None:
+        """End all connections: `clean`, `abrupt` or `silent`."""
+        await self._server.disconnect(kind)
 
     async def played(self) -> None:
         """Return once the recording's last trade was written to every subscriber."""
@@ -95,9 +103,11 @@ async def running_simulator(
         UnavailableError: The address cannot be listened on.
     """
     chosen = change_options(options or SimulatorOptions(), changes)
-    clock = clock or SystemClock()
+    adversary = Adversary(chosen.read_scenario())
+    clock = SkewedClock(clock or SystemClock(), adversary.scenario.clock_skew_ms)
     recording = trades if isinstance(trades, Recording) else Recording.of(trades)
-    world = _World(choose_trades(recording, chosen), chosen, clock)
+    recording = with_rarities(choose_trades(recording, chosen), adversary.scenario)
+    world = _World(recording, chosen, clock, adversary)
     server = SimulatorServer(
         world.exchange,
         world.playback,
@@ -108,6 +118,7 @@ async def running_simulator(
         compression=chosen.compression,
         seed=chosen.seed,
         on_played=world.save_running,
+        adversary=adversary,
     )
     async with server:
         yield SimulatorHandle(server, world.recording, chosen.host)
@@ -117,7 +128,9 @@ async def running_simulator(
 class _World:
     """The exchange and its playback, new or as an earlier start left them."""
 
-    def __init__(self, recording: Recording, options: SimulatorOptions, clock: Clock) -> None:
+    def __init__(
+        self, recording: Recording, options: SimulatorOptions, clock: Clock, adversary: Adversary
+    ) -> None:
         self._clock = clock
         self._loop = options.loop
         self._file = StateFile(options.state) if options.state else None
@@ -126,7 +139,9 @@ class _World:
         if options.shift_to_now:
             recording = recording.ending_at(state.last_ms if state else now_ms)
         self.recording = recording
-        self.exchange = Exchange(recording.trades, history=options.history)
+        self.exchange = Exchange(
+            recording.trades, history=options.history, write=adversary.spelling.write
+        )
         self.playback = Playback(
             recording.trades, options.pace, looped=state.looped if state else None
         )
@@ -177,8 +192,22 @@ class SimulatorThread:
         self._handle = handle
         self._loop = loop
         self.recording = handle.recording
+        self.adversary = handle.adversary
         self.websocket_url = handle.websocket_url
         self.rest_url = handle.rest_url
+
+    def happened(self) -> set[tuple[str, int]]:
+        """Instrument and number of the trades that have happened and are kept."""
+
+        async def look() -> set[tuple[str, int]]:
+            exchange = self._handle.exchange
+            return {
+                (trade.instrument, trade.trade_seq)
+                for name in exchange.instruments
+                for trade in exchange.instrument_trades(name)
+            }
+
+        return asyncio.run_coroutine_threadsafe(look(), self._loop).result()
 
     def wait_played(self, timeout_s: float = 30.0) -> None:
         """Return once the recording's last trade was written to every subscriber.

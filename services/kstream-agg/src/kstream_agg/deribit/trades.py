@@ -20,7 +20,7 @@ from kstream_agg.core.schemas import RAW_TRADE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAX_TIMESTAMP_MS", "WIRE_FIELDS", "Trade", "read_trade", "trade_text"]
+__all__ = ["MAX_TIMESTAMP_MS", "WIRE_FIELDS", "Trade", "read_trade", "trade_identity", "trade_text"]
 
 MAX_TIMESTAMP_MS: Final = 253_402_300_799_999
 """The end of the year 9999, in ms: no sink stores what lies behind it."""
@@ -108,6 +108,18 @@ def read_trade(wire: object) -> tuple[Trade, str | None]:
         raise _invalid(f"'timestamp' {values['timestamp']} is not between 1970 and 9999")
     unknown = {key: value for key, value in wire.items() if key not in WIRE_FIELDS}
     return Trade(**values), _encode_json(unknown).decode() if unknown else None
+
+
+def trade_identity(wire: object) -> tuple[str, int] | None:
+    """Instrument and `trade_seq` of a refused trade; None when they cannot be read."""
+    if not isinstance(wire, dict):
+        return None
+    try:
+        name = _read_text("instrument_name", wire.get("instrument_name"))
+        seq = _read_long("trade_seq", wire.get("trade_seq"))
+    except InvalidRecordError:
+        return None
+    return (name, seq) if name and name.isprintable() and _is_unicode(name) and seq > 0 else None
 
 
 def trade_text(wire: object) -> bytes:

@@ -51,3 +51,8 @@ class SeqSet:
             IndexError: The set is empty.
         """
         return self._firsts[0]
+
+    def holes(self) -> list[tuple[int, int]]:
+        """The runs of numbers that are missing between the lowest and the highest."""
+        ends = zip(self._lasts, self._firsts[1:], strict=False)
+        return [(last + 1, first - 1) for last, first in ends]

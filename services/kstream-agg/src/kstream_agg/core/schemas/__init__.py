@@ -1,7 +1,7 @@
 """The Avro schemas: the single source of the record types.
 
-`RAW_TRADE` and `AVERAGE` are the parsed `.avsc` documents; `raw_trade.avsc` and `average.avsc`
-beside this module are what the registry is given.
+`RAW_TRADE`, `AVERAGE`, … are the parsed `.avsc` documents beside this module, which are what the
+registry is given.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from importlib import resources
 from typing import Any, Final
 
-__all__ = ["AVERAGE", "RAW_TRADE", "load_schema"]
+__all__ = ["AVERAGE", "RAW_TRADE", "SOURCE_PROGRESS", "TRADE_GAP", "load_schema"]
 
 
 def load_schema(name: str) -> dict[str, Any]:
@@ -29,3 +29,5 @@ def load_schema(name: str) -> dict[str, Any]:
 
 RAW_TRADE: Final = load_schema("raw_trade")
 AVERAGE: Final = load_schema("average")
+SOURCE_PROGRESS: Final = load_schema("source_progress")
+TRADE_GAP: Final = load_schema("trade_gap")

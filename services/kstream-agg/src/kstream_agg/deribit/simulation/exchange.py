@@ -10,7 +10,7 @@ import msgspec
 from kstream_agg.deribit.simulation.instruments import Instrument, kind_matches, parse_instrument
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from kstream_agg.deribit.recording_formats import WireTrade
     from kstream_agg.deribit.simulation.channels import Channel
@@ -33,6 +33,8 @@ class PublishedTrade(NamedTuple):
     number: int
     timestamp: int
     wire: bytes
+    later: bytes | None = None
+    """Its JSON text in the history, where that differs."""
 
 
 class Exchange:
@@ -42,9 +44,16 @@ class Exchange:
         recording_trades: The trades that will be played: they say which instruments are listed.
         history: Trades kept for the history calls, per currency; the oldest go first. (The real
             exchange keeps about a day.)
+        write: Gives a trade's text on the stream, and in the history where that differs.
     """
 
-    def __init__(self, recording_trades: Iterable[WireTrade], *, history: int = 200_000) -> None:
+    def __init__(
+        self,
+        recording_trades: Iterable[WireTrade],
+        *,
+        history: int = 200_000,
+        write: Callable[[WireTrade], tuple[bytes, bytes | None]] | None = None,
+    ) -> None:
         self.instruments: dict[str, Instrument] = {}
         self._created: dict[str, int] = {}
         for trade in recording_trades:
@@ -61,7 +70,7 @@ class Exchange:
         self._by_instrument: dict[str, deque[PublishedTrade]] = {
             name: deque() for name in self.instruments
         }
-        self._encoder = msgspec.json.Encoder()
+        self._write = write or _write_plainly
 
     def publish(self, trades: Sequence[WireTrade]) -> list[PublishedTrade]:
         """Let trades happen: from now on the history calls know them.
@@ -69,14 +78,14 @@ class Exchange:
         Args:
             trades: Of listed instruments, with `trade_seq`.
         """
-        encode = self._encoder.encode
+        write = self._write
         happened = [
             PublishedTrade(
                 trade["instrument_name"],
                 trade["trade_seq"],
                 _number(trade["trade_id"]),
                 trade["timestamp"],
-                encode(trade),
+                *write(trade),
             )
             for trade in trades
         ]
@@ -106,6 +115,11 @@ class Exchange:
         """The kept trades of a listed instrument, in the order they happened."""
         return self._by_instrument[name]
 
+    def latest(self, count: int) -> list[PublishedTrade]:
+        """The newest trades of some currency."""
+        longest = max(self._by_currency.values(), key=len)
+        return [longest[-place] for place in range(1, min(count, len(longest)) + 1)]
+
     def listings(self, currency: str, kind: str) -> list[dict[str, Any]]:
         """The rows of `public/get_instruments`."""
         return [
@@ -113,6 +127,13 @@ class Exchange:
             for number, item in enumerate(self.instruments.values(), start=1)
             if currency in {"any", item.currency} and kind_matches(kind, item.kind)
         ]
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _write_plainly(trade: WireTrade) -> tuple[bytes, None]:
+    return _encode(trade), None
 
 
 def _number(trade_id: str) -> int:

@@ -10,7 +10,7 @@ a recording's own timestamps can be asked for.
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
@@ -183,8 +183,8 @@ def _between(
     index = {"trade_seq": 1, "number": 2, "timestamp": 3}[key]
     lowest = -1 if low is None else low
     if high is None:
-        return [trade for trade in trades if lowest <= int(trade[index])]
-    return [trade for trade in trades if lowest <= int(trade[index]) <= high]
+        return [trade for trade in trades if lowest <= cast(int, trade[index])]
+    return [trade for trade in trades if lowest <= cast(int, trade[index]) <= high]
 
 
 def _page(chosen: Iterable[PublishedTrade], params: Params, *, has_start: bool) -> dict[str, Any]:
@@ -197,6 +197,6 @@ def _page(chosen: Iterable[PublishedTrade], params: Params, *, has_start: bool) 
         found.sort(key=lambda trade: trade.number, reverse=sorting == "desc")
         page = found[:count]
     return {
-        "trades": [msgspec.Raw(trade.wire) for trade in page],
+        "trades": [msgspec.Raw(trade.later or trade.wire) for trade in page],
         "has_more": len(found) > len(page),
     }

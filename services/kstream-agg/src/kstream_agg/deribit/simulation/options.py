@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from kstream_agg.core.errors import SettingsError
 from kstream_agg.deribit.simulation.playback import Pace
+from kstream_agg.deribit.simulation.scenario import Scenario, read_scenario
 
 if TYPE_CHECKING:
     from kstream_agg.deribit.recording import Recording
@@ -61,6 +62,19 @@ class SimulatorOptions(BaseModel):
     """For what is left to chance."""
     state: Path | None = None
     """A file that lets a later start go on where this one ends; see `simulation.state`."""
+
+    scenario: Path | Scenario | None = None
+    """What goes wrong: a TOML file with the fields of `simulation.scenario`."""
+
+    def read_scenario(self) -> Scenario:
+        """The scenario; nothing goes wrong by default.
+
+        Raises:
+            SettingsError: The file cannot be read, or a field is wrong.
+        """
+        if isinstance(self.scenario, Path):
+            return read_scenario(self.scenario)
+        return self.scenario or Scenario(seed=self.seed)
 
     @property
     def pace(self) -> Pace:

@@ -30,13 +30,19 @@ if TYPE_CHECKING:
     from kstream_agg.deribit.simulation.exchange import Exchange, PublishedTrade
     from kstream_agg.deribit.simulation.rpc import Moment
 
-__all__ = ["Close", "Output", "SimulatedSession"]
+__all__ = ["CLIENT_ID", "CLIENT_SECRET", "Close", "Output", "SimulatedSession"]
+
+CLIENT_ID: Final = "simulator"
+CLIENT_SECRET: Final = "simulated"  # noqa: S105 - guards nothing: it opens recorded trades
 
 _FIRST_TEST: Final = 1.2  # intervals until the first test_request
 _NEXT_TEST: Final = 1.065  # intervals between test_requests
 _ANSWER_WITHIN_S: Final = 10.0
 _IDLE_LIMIT_S: Final = 60.5
 _AGG2_S: Final = 1.0
+_TOO_MANY_REQUESTS: Final = 10028
+_TOKEN: Final = "simulated-token"  # noqa: S105 - as above
+_PLATFORM_STATE: Final = "platform_state"
 _TEST_REQUEST: Final = b'{"params":{"type":"test_request"},"method":"heartbeat","jsonrpc":"2.0"}'
 _HEARTBEAT: Final = b'{"jsonrpc":"2.0","method":"heartbeat","params":{"type":"heartbeat"}}'
 
@@ -82,10 +88,17 @@ class SimulatedSession:
         opened: When the connection was opened.
         seed: Orders the channels in acknowledgements, which is not the order of the request.
         frame_trades: A notification holds at most so many trades.
+        token_s: So long a login lasts without being renewed.
     """
 
     def __init__(
-        self, exchange: Exchange, opened: Moment, *, seed: int = 0, frame_trades: int = 100
+        self,
+        exchange: Exchange,
+        opened: Moment,
+        *,
+        seed: int = 0,
+        frame_trades: int = 100,
+        token_s: int = 900,
     ) -> None:
         self._exchange = exchange
         self._rng = random.Random(seed)  # noqa: S311 - an order, no secret
@@ -93,6 +106,10 @@ class SimulatedSession:
         self._feeds: dict[str, _Feed] = {}
         self._routes: dict[str, list[_Feed]] = {}
         self._heartbeat: _Heartbeat | None = None
+        self._token_s = token_s
+        self._authorized_until: float | None = None
+        self.watches_platform = False
+        """Whether `platform_state` is subscribed."""
         self._last_in = self._last_out = opened.monotonic
 
     @property
@@ -118,6 +135,20 @@ class SimulatedSession:
         except RpcError as error:
             return Output([error_reply(request_id, error, now)])
 
+    def refuse(self, text: str | bytes, error: RpcError, now: Moment) -> Output:
+        """Answer a client's frame with an error; out of credits, the session ends."""
+        try:
+            request = msgspec.json.decode(text, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            request = {}
+        close = Close(1000, error.short) if error.code == _TOO_MANY_REQUESTS else None
+        return Output([error_reply(request.get("id"), error, now)], close)
+
+    def hang_up(self) -> None:
+        """The connection is of no use any more: nothing is sent on it."""
+        self._feeds.clear()
+        self._routes.clear()
+
     def publish(self, trades: Sequence[PublishedTrade], now: Moment) -> list[bytes]:
         """Trades that have just happened; the notifications that are due.
 
@@ -134,6 +165,9 @@ class SimulatedSession:
     def poll(self, now: Moment) -> Output:
         """What time alone brings: late notifications, heartbeats, the end."""
         output = Output(self._notifications(now))
+        if self._authorized_until is not None and now.monotonic > self._authorized_until:
+            output.close = Close(4001, "token expired")
+            return output
         beat = self._heartbeat
         if beat is None:
             if not self._feeds and now.monotonic - self._last_in >= _IDLE_LIMIT_S:
@@ -169,6 +203,7 @@ class SimulatedSession:
 
     def _own_methods(self) -> dict[str, Callable[[Params, Moment], object]]:
         return {
+            "public/auth": self._auth,
             "public/subscribe": self._subscribe,
             "public/unsubscribe": self._unsubscribe,
             "public/unsubscribe_all": self._unsubscribe_all,
@@ -176,9 +211,27 @@ class SimulatedSession:
             "public/disable_heartbeat": self._disable_heartbeat,
         }
 
+    def _auth(self, params: Params, now: Moment) -> object:
+        kind = params.choice("grant_type", ("client_credentials", "refresh_token"), "")
+        if kind == "client_credentials":
+            given = params.text("client_id"), params.text("client_secret")
+            right = given == (CLIENT_ID, CLIENT_SECRET)
+        else:
+            right = params.text("refresh_token") == _TOKEN and self._authorized_until is not None
+        if not right:
+            raise RpcError(13004, "invalid_credentials")
+        self._authorized_until = now.monotonic + self._token_s
+        return {
+            "access_token": _TOKEN,
+            "refresh_token": _TOKEN,
+            "expires_in": self._token_s,
+            "scope": "connection mainaccount",
+            "token_type": "bearer",
+        }
+
     def _subscribe(self, params: Params, now: Moment) -> object:
         names = params.channels()
-        if any(name.endswith(".raw") for name in names):
+        if any(name.endswith(".raw") for name in names) and self._authorized_until is None:
             raise RpcError(13778, "raw_subscriptions_not_available_for_unauthorized")
         asked = [parse_channel(name) for name in names]
         listed = [item for item in asked if item is not None and self._exchange.lists(item)]
@@ -189,6 +242,9 @@ class SimulatedSession:
             self._feeds.setdefault(channel.name, feed)
         self._routes.clear()
         acknowledged = [channel.name for channel in listed]
+        if _PLATFORM_STATE in names:
+            self.watches_platform = True
+            acknowledged.append(_PLATFORM_STATE)
         self._rng.shuffle(acknowledged)
         return acknowledged
 

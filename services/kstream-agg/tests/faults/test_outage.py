@@ -1,0 +1,106 @@
+"""A broker that is away under load: memory stays bounded, and after it nothing is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from kstream_agg.deribit.simulation.generator import generate_trades
+from kstream_agg.deribit.simulator import simulator_in_thread
+from kstream_agg.deribit.testing import Market, wait_for
+from kstream_agg.stack import control
+from kstream_agg.stack.testing import LocalStack, open_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kstream_agg.stack.endpoints import StackEndpoints
+
+TRADES_PER_S = 1_000
+MAX_RSS_MB = 200
+
+
+@pytest.fixture
+def own_stack() -> Iterator[StackEndpoints]:
+    """A broker and a registry that this test may take away."""
+    with (
+        open_folder("kstream-outage-") as folder,
+        LocalStack(folder, only=("kafka", "schema-registry")) as running,
+    ):
+        yield running.endpoints
+
+
+@pytest.mark.parametrize(
+    "minutes",
+    [
+        pytest.param(2, marks=[pytest.mark.faults, pytest.mark.timeout(900)]),
+        pytest.param(10, marks=[pytest.mark.soak, pytest.mark.timeout(2400)]),
+    ],
+)
+def test_memory_is_bounded_and_nothing_is_lost_while_the_broker_is_away(
+    own_stack: StackEndpoints, minutes: int
+) -> None:
+    market = Market(own_stack.bootstrap_servers, own_stack.registry_url)
+    recording = generate_trades(seed=12, count=5_000, instruments=market.instruments)
+    with (
+        simulator_in_thread(
+            recording, loop=TRADES_PER_S, frame_trades=10, history=2_000_000
+        ) as simulator,
+        _producer(own_stack, market, simulator.websocket_url) as process,
+    ):
+        watched = psutil.Process(process.pid)
+        wait_for(lambda: _exists(market) and market.count(market.topic) > 5_000, "the load")
+        control.suspend(own_stack.data_dir, "kafka")
+        rss = [watched.memory_info().rss]
+        tick = threading.Event()
+        for _ in range(minutes * 60):
+            tick.wait(1.0)
+            rss.append(watched.memory_info().rss)
+        control.resume(own_stack.data_dir, "kafka")
+        happened = simulator.happened()
+        wait_for(lambda: happened <= market.read().trades.keys(), "all trades", 600)
+        rss.append(watched.memory_info().rss)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    print(f"RSS {rss[0] / 1e6:.0f} MB before, {max(rss) / 1e6:.0f} MB at most")  # noqa: T201 - a figure to be read
+    assert max(rss) / 1e6 <= MAX_RSS_MB
+    content = market.read()
+    assert content.differences(content.without_holes()) == ""
+
+
+def _exists(market: Market) -> bool:
+    return market.topic in market.topics()
+
+
+@contextlib.contextmanager
+def _producer(stack: StackEndpoints, market: Market, url: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`kstream-agg raw-producer` in a process of its own."""
+    own = {
+        "KAFKA__BOOTSTRAP_SERVERS": stack.bootstrap_servers,
+        "REGISTRY__URL": stack.registry_url,
+        "CHANNELS": market.channel,
+        "TRANSACTIONAL_ID": market.currency,
+        "EXCHANGE__URL": url,
+        "EXCHANGE__COMPRESSION": "false",
+        "HISTORY__COMPARE_EVERY_S": "5",
+        "HISTORY__REQUESTS_PER_S": "100",
+        "LOG__LEVEL": "warning",
+    }
+    kept = {name: value for name, value in os.environ.items() if "KSTREAM__" not in name}
+    environment = {**kept, **{f"KSTREAM__{name}": value for name, value in own.items()}}
+    command = [sys.executable, "-m", "kstream_agg", "raw-producer"]
+    process = subprocess.Popen(command, env=environment)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()

@@ -1,0 +1,301 @@
+"""The raw-producer against an adversary: every trade exactly once, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kstream_agg.core.errors import DeliveryError
+from kstream_agg.core.metrics import SESSION_CONNECTS
+from kstream_agg.core.names import channel_topic
+from kstream_agg.deribit.recording import read_recording
+from kstream_agg.deribit.simulation.generator import generate_trades
+from kstream_agg.deribit.simulation.instruments import parse_instrument
+from kstream_agg.deribit.simulation.scenario import Scenario
+from kstream_agg.deribit.simulator import simulator_in_thread
+from kstream_agg.deribit.testing import Market, ProducerThread, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kstream_agg.stack.endpoints import StackEndpoints
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture
+def market(stack: StackEndpoints) -> Iterator[Market]:
+    made = Market(stack.bootstrap_servers, stack.registry_url)
+    yield made
+    made.remove()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_drops_repeats_reordering_and_disconnects_leave_every_trade_once(
+    market: Market, seed: int
+) -> None:
+    recording = generate_trades(seed=seed, count=20_000, instruments=market.instruments)
+    expected = {(trade["instrument_name"], trade["trade_seq"]) for trade in recording.trades}
+    scenario = Scenario(
+        seed=seed,
+        drop=0.01,
+        repeat=0.01,
+        reorder=0.01,
+        disconnect_every=30,
+        disconnects=10,
+        missed_trades=600,
+    )
+    with (
+        simulator_in_thread(recording, scenario=scenario, frame_trades=20) as simulator,
+        ProducerThread(market.settings(simulator.websocket_url)) as producer,
+    ):
+        simulator.wait_played(timeout_s=120)
+        delivered = {"topic": market.topic}
+        wait_for(
+            lambda: producer.value("kstream_records_delivered_total", **delivered) >= len(expected),
+            f"{len(expected)} trades in the topic",
+        )
+    assert producer.failure is None
+    content = market.read()
+    assert content.differences(expected) == ""
+    assert content.backfilled > 0
+    assert simulator.adversary.cuts == 10
+    assert producer.value(f"{SESSION_CONNECTS.name}_total") > 10
+    assert market.count(f"{market.topic}-gaps") == 0
+
+
+def test_killed_at_random_moments_it_leaves_no_hole_and_no_double(
+    stack: StackEndpoints, market: Market
+) -> None:
+    recording = generate_trades(seed=3, count=30_000, instruments=market.instruments)
+    rng = random.Random(3)  # noqa: S311 - moments, no secrets
+    # It goes on after its end: trades happen whether the producer is there or not.
+    with simulator_in_thread(recording, loop=500, frame_trades=10, history=400_000) as simulator:
+        for _ in range(10):
+            with producer_process(stack, market, simulator.websocket_url) as process:
+                before = market.count(market.topic) if _exists(market) else 0
+                wait_for(
+                    lambda before=before: _exists(market) and market.count(market.topic) > before,
+                    "trades of this start",
+                )
+                threading.Event().wait(rng.random())
+                process.kill()
+        with producer_process(stack, market, simulator.websocket_url) as process:
+            happened = simulator.happened()
+            assert len(happened) > 30_000
+            wait_for(lambda: happened <= market.read().trades.keys(), "all trades")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+    content = market.read()
+    assert content.differences(content.without_holes()) == ""
+    assert market.count(f"{market.topic}-gaps") == 0
+
+
+def _exists(market: Market) -> bool:
+    return market.topic in market.topics()
+
+
+@contextlib.contextmanager
+def producer_process(
+    stack: StackEndpoints, market: Market, url: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`kstream-agg raw-producer` as a user starts it."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if "KSTREAM__" not in name},
+        "KSTREAM__KAFKA__BOOTSTRAP_SERVERS": stack.bootstrap_servers,
+        "KSTREAM__REGISTRY__URL": stack.registry_url,
+        "KSTREAM__CHANNELS": market.channel,
+        "KSTREAM__TRANSACTIONAL_ID": market.currency,
+        "KSTREAM__EXCHANGE__URL": url,
+        "KSTREAM__HISTORY__COMPARE_EVERY_S": "1",
+        "KSTREAM__HISTORY__REQUESTS_PER_S": "500",
+        "KSTREAM__LOG__LEVEL": "warning",
+    }
+    command = [sys.executable, "-m", "kstream_agg", "raw-producer"]
+    process = subprocess.Popen(command, env=environment)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def test_a_second_producer_takes_over_and_the_first_one_ends_with_an_error(market: Market) -> None:
+    recording = generate_trades(seed=4, count=3_000, instruments=market.instruments)
+    # The loop goes on for ever: an idle producer would not notice that it has been replaced.
+    with simulator_in_thread(recording, loop=100) as simulator:
+        settings = market.settings(simulator.websocket_url)
+        with ProducerThread(settings) as first:
+            wait_for(lambda: _exists(market) and market.count(market.topic) > 0, "trades")
+            with ProducerThread(settings) as second:
+                first.join()
+                assert isinstance(first.failure, DeliveryError)
+                assert "taken over the transactional id" in str(first.failure)
+                simulator.wait_played(timeout_s=60)
+                before = market.count(market.topic)
+                wait_for(lambda: market.count(market.topic) > before, "the second one's trades")
+    assert second.failure is None
+    content = market.read()
+    assert content.differences(content.without_holes()) == ""
+
+
+def test_everything_rare_passes_without_a_dead_letter(market: Market) -> None:
+    recording = generate_trades(seed=5, count=4_000, instruments=market.instruments[:40])
+    scenario = Scenario(
+        seed=5,
+        exponents=0.3,
+        unknown_fields=0.1,
+        unknown_values=0.1,
+        late_liquidations=0.1,
+        combos=0.05,
+        block_trades=0.1,
+        decimal_strikes=0.05,
+        delay=0.01,
+        delay_s=0.01,
+        split=0.1,
+        merge=0.1,
+        drop=0.02,
+        clock_skew_ms=90_000,
+    )
+    combos = f"trades.option_combo.{market.currency}.100ms"
+    with (
+        simulator_in_thread(recording, scenario=scenario, frame_trades=20) as simulator,
+        ProducerThread(
+            market.settings(simulator.websocket_url, channels=(market.channel, combos))
+        ) as producer,
+    ):
+        played = simulator.recording.trades
+        simulator.wait_played(timeout_s=60)
+        wait_for(
+            lambda: (
+                len(market.read().trades) + len(market.read(channel_topic(combos)).trades)
+                >= len(played)
+            ),
+            "all trades",
+        )
+    parents = {(t["instrument_name"], t["trade_seq"]) for t in played if "legs" in t}
+    others = {(t["instrument_name"], t["trade_seq"]) for t in played if "legs" not in t}
+    assert any("d625" in name for name, _ in others)
+    assert producer.failure is None
+    assert market.read().differences(others) == ""
+    assert market.read(channel_topic(combos)).differences(parents) == ""
+    assert market.count(f"{market.topic}-dlq") == 0
+
+
+def test_a_history_that_fails_leaks_and_is_slow_is_outlasted(market: Market) -> None:
+    recording = generate_trades(seed=6, count=8_000, instruments=market.instruments[:50])
+    expected = {(trade["instrument_name"], trade["trade_seq"]) for trade in recording.trades}
+    scenario = Scenario(
+        seed=6,
+        drop=0.05,
+        disconnect_every=40,
+        disconnects=5,
+        missed_trades=500,
+        refuse_handshakes=0.3,
+        too_many_requests=0.05,
+        rest_slow=0.2,
+        rest_slow_s=0.2,
+        rest_empty=0.1,
+        rest_fail=0.2,
+        rest_limit=0.02,
+        rest_leak=0.3,
+    )
+    with (
+        simulator_in_thread(recording, scenario=scenario, frame_trades=20) as simulator,
+        ProducerThread(market.settings(simulator.websocket_url)) as producer,
+    ):
+        simulator.wait_played(timeout_s=120)
+        wait_for(
+            lambda: (
+                producer.value("kstream_records_delivered_total", topic=market.topic)
+                >= len(expected)
+            ),
+            "all trades",
+        )
+    assert producer.failure is None
+    assert market.read().differences(expected) == ""
+    assert market.count(f"{market.topic}-gaps") == 0
+
+
+def test_what_the_exchange_does_not_give_is_named_as_a_gap(market: Market) -> None:
+    recording = generate_trades(seed=7, count=2_000, instruments=market.instruments[:5])
+    lost = {
+        (trade["instrument_name"], trade["trade_seq"])
+        for trade in recording.trades
+        if trade["trade_seq"] in {50, 51, 70}
+    }
+    kept = [
+        trade
+        for trade in recording.trades
+        if (trade["instrument_name"], trade["trade_seq"]) not in lost
+    ]
+    expected = {(trade["instrument_name"], trade["trade_seq"]) for trade in kept}
+    with (
+        simulator_in_thread(kept) as simulator,
+        ProducerThread(
+            market.settings(simulator.websocket_url, history={"hole_attempts": 2})
+        ) as producer,
+    ):
+        wait_for(
+            lambda: producer.value("kstream_source_gaps_total", topic=market.topic) >= len(lost),
+            "all gaps",
+        )
+    assert producer.failure is None
+    assert market.read().differences(expected) == ""
+    assert market.count(f"{market.topic}-gaps") == 10  # two runs of five instruments
+
+
+@pytest.fixture
+def recordings() -> Path:
+    """Recordings that lie beside the checkout; they are not ours to ship."""
+    folder = Path(
+        os.environ.get("KSTREAM_TEST_DATA") or Path(__file__).parents[5] / "shared" / "data"
+    )
+    if not folder.is_dir():
+        pytest.skip(f"there are no recordings at {folder}")
+    return folder
+
+
+SHARED = ("option_trades_btc_2019.csv.gz", "trades_btc_2026.csv.gz")
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_recorded_session_passes_without_a_dead_letter(
+    stack: StackEndpoints, recordings: Path, name: str
+) -> None:
+    recording = read_recording(recordings / name)
+    kinds = {parse_instrument(instrument).kind: instrument for instrument in recording.instruments}
+    market = Market(stack.bootstrap_servers, stack.registry_url)
+    # The recordings are BTC's: topics named by the test's market keep others' apart.
+    renamed = [
+        {**trade, "instrument_name": trade["instrument_name"].replace("BTC", market.currency, 1)}
+        for trade in recording.trades
+    ]
+    channels = [f"trades.{kind}.{market.currency}.100ms" for kind in sorted(kinds)]
+    try:
+        with (
+            simulator_in_thread(renamed) as simulator,
+            ProducerThread(
+                market.settings(simulator.websocket_url, channels=tuple(channels))
+            ) as producer,
+        ):
+            simulator.wait_played(timeout_s=120)
+        assert producer.failure is None
+        found: set[tuple[str, int]] = set()
+        for channel in channels:
+            topic = channel_topic(channel)
+            found |= market.read(topic).trades.keys()
+            assert market.count(f"{topic}-dlq") == 0
+        assert found == {(t["instrument_name"], t["trade_seq"]) for t in simulator.recording.trades}
+    finally:
+        market.remove()
