@@ -85,6 +85,18 @@ class Outbox:
         """Records without a delivery report."""
         return len(self._producer)
 
+    def topics(self, timeout_s: float) -> dict[str, int]:
+        """All topics and their numbers of partitions; blocks, call it in a thread.
+
+        Raises:
+            UnavailableError: No broker answers within `timeout_s` seconds.
+        """
+        try:
+            found = self._producer.list_topics(timeout=timeout_s)
+        except KafkaException as error:
+            raise kafka_failure(error, "reading the topics") from error
+        return {name: len(topic.partitions) for name, topic in found.topics.items()}
+
     def seen(self) -> None:
         """Kafka has answered something."""
         if self.away:

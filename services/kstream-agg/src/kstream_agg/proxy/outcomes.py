@@ -23,9 +23,8 @@ from confluent_kafka import KafkaError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["OK_BODY", "Answer", "Failure", "answer", "failure_of", "is_final", "refusal"]
+__all__ = ["OK", "Answer", "Failure", "answer", "failure_of", "is_final", "refusal"]
 
-OK_BODY: Final = b'{"status":"ok","errors":[]}'
 _OK_ENTRY: Final = {"status": "ok", "error": ""}
 _RETRY_AFTER_S: Final = 1
 
@@ -70,6 +69,10 @@ class Answer:
     headers: tuple[tuple[str, str], ...] = field(default=())
 
 
+OK: Final = Answer(200, b'{"status":"ok","errors":[]}')
+"""Every record is taken."""
+
+
 def failure_of(error: KafkaError, topic: str) -> Failure:
     """What an error of librdkafka means to the client."""
     code = error.code()
@@ -107,7 +110,7 @@ def answer(
         as_reference: Answer with the original's status codes.
     """
     if not failures or (as_reference and not waited):
-        return Answer(200, OK_BODY)
+        return OK
     entries = [
         _OK_ENTRY
         if (failure := failures.get(index)) is None

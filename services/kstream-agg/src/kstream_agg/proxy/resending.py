@@ -39,11 +39,11 @@ class LoggedRecord(msgspec.Struct, array_like=True):
     """A record as it stands in the log."""
 
     topic: str
-    value: str | bytes | None
+    value: Any  # str, bytes or None: MessagePack tells them apart, msgspec takes no such union
     key: str | None
     partition: int
     timestamp: int
-    headers: list[tuple[str, str | bytes | None]] | None
+    headers: list[tuple[str, Any]] | None  # values: the same
 
     @property
     def size(self) -> int:
@@ -183,6 +183,8 @@ class Resender:
 
     async def _send(self, batch: Batch) -> bool:
         """Send what a batch has left; False when librdkafka's queue is full."""
+        if not batch.left:
+            return True  # confirmed while it waited
         blob = await asyncio.to_thread(self._ports.store.read, batch.number)
         if blob is None:
             _log.error("a batch is missing in the log", batch=batch.number)

@@ -142,6 +142,8 @@ class ProxyHttpSettings(SettingsGroup):
     """Most that may wait for Kafka in memory, over all workers."""
     queue_wait_ms: int = Field(default=500, ge=0)
     """How long a request waits for room in a full queue before it is answered 503."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)] = ()
+    """Origins whose pages may push from a browser, `*` for all."""
     shutdown_timeout_s: int = Field(default=20, ge=1)
     tls_certificate: Path | None = None
     tls_key: Path | None = None

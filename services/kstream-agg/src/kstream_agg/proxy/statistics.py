@@ -78,7 +78,7 @@ _STATES: Final = {
 _CONNECTED: Final = frozenset({"UP", "UPDATE"})
 
 
-class _Window(msgspec.Struct):
+class _Window(msgspec.Struct, frozen=True):
     avg: float = 0.0
 
 
