@@ -17,20 +17,20 @@ has taken them.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaException
 
 from kstream_agg.core.logs import get_logger
 from kstream_agg.proxy.outcomes import Answer, Failure, failure_of, refusal
-from kstream_agg.proxy.pushing import AwaitedRecord, Head, PushInProgress
+from kstream_agg.proxy.pushing import AwaitedRecord, PushInProgress
 from kstream_agg.proxy.requests import MalformedBodyError, decode_push
 from kstream_agg.proxy.resending import LoggedRecord
+from kstream_agg.proxy.room import AWAY, WaitingRoom
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from confluent_kafka import KafkaError, Message
 
@@ -50,10 +50,6 @@ _log = get_logger(__name__)
 
 # The reference's text calls requests that do not wait `push/sync`, those that do `push/async`.
 _METHODS: Final = {False: "push/sync", True: "push/async"}
-_RETRY_ROOM_S: Final = 0.005
-_WAITING_LIMIT: Final = 4096
-_AWAY: Final = Failure(503, "Kafka is away: try again later", 1)
-_QUEUE_FULL: Final = Failure(503, "the queue to Kafka is full: try again later", 1)
 _LOG_FULL: Final = Failure(503, "the log is full and Kafka is away: try again later", 5)
 _RATE_LIMITED: Final = "ratelimit: topic '{}' takes no more records now"
 
@@ -82,16 +78,6 @@ class HandlerParts:
     clock: Clock
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """Records that wait for room in librdkafka's queue."""
-
-    request: PushInProgress
-    indexes: list[int]
-    deadline: float
-    headers: list[Any] = field(default_factory=list)
-
-
 class Handler:
     """Serves `POST /push` for one worker; call from its event loop.
 
@@ -113,15 +99,28 @@ class Handler:
         self._all_topics = parts.topics.tallies
         self._limited_topics = parts.limits.topics
         self._monotonic = parts.clock.monotonic
-        self._waiting: deque[_Waiting] = deque()
+        self._room = WaitingRoom(self._outbox, rules.queue_wait_s, self._send_directly, self._fail)
         self._tasks: set[asyncio.Task[None]] = set()
         self.in_progress = 0
         """Requests that are not answered yet."""
 
     # --- steps 1 and 2 ---------------------------------------------------------------------
 
-    def push(self, body: bytes, head: Head, respond: Callable[[Answer], None]) -> None:
-        """Serve one request; `respond` is called once, now or later."""
+    def push(
+        self,
+        body: bytes,
+        headers: Mapping[bytes, bytes],
+        address: str,
+        respond: Callable[[Answer], None],
+    ) -> None:
+        """Serve one request.
+
+        Args:
+            body: Its body.
+            headers: Its headers, names in lower case.
+            address: The client's address.
+            respond: Called once with the answer, now or later.
+        """
         started = self._monotonic()
         try:
             decoded = decode_push(body)
@@ -131,12 +130,12 @@ class Handler:
         request = PushInProgress(decoded, started, respond, self._finished)
         request.as_reference = self._rules.as_reference
         request.report = self.report
-        failure = self._admit_client(request, head)
+        failure = self._admit_client(request, headers, address)
         if failure is not None:
             self.refuse(failure, respond, wait=decoded.wait, started=started, request=request)
             return
         self.in_progress += 1
-        request.traceparent, request.span = self._parts.tracing.begin(head.traceparent)
+        request.traceparent, request.span = self._parts.tracing.begin(headers.get(b"traceparent"))
         known = self._known
         if decoded.schemas or any(record.topic not in known for record in decoded.records):
             task = asyncio.ensure_future(self._prepare(request))
@@ -162,14 +161,16 @@ class Handler:
         self._parts.tallies.answered(_METHODS[wait], made.status, took)
         respond(made)
 
-    def _admit_client(self, request: PushInProgress, head: Head) -> Failure | None:
+    def _admit_client(
+        self, request: PushInProgress, headers: Mapping[bytes, bytes], address: str
+    ) -> Failure | None:
         count = len(request.push.records)
         if count > self._rules.max_records:
             return Failure(413, f"{count} records in a request, {self._rules.max_records} may be")
         access = self._parts.access
-        who = head.address
+        who = address
         if not access.is_open:
-            client = access.client(head.authorization, head.api_key)
+            client = access.client(headers.get(b"authorization"), headers.get(b"x-api-key"))
             if isinstance(client, Failure):
                 return client
             request.client = client
@@ -253,9 +254,9 @@ class Handler:
         if self.journal is not None and not push.wait:
             self._send_logged(request, good)
         elif self._outbox.away:
-            self._fail(request, good, _AWAY)
-        elif self._waiting:
-            self._wait_for_room(request, good)
+            self._fail(request, good, AWAY)
+        elif self._room.is_occupied:
+            self._room.enter(request, good)
         else:
             self._send_directly(request, good)
 
@@ -278,7 +279,7 @@ class Handler:
                 )
             except BufferError:
                 request.left -= settled
-                self._wait_for_room(request, indexes[place:])
+                self._room.enter(request, indexes[place:])
                 return
             except KafkaException as error:
                 request.failures[index] = failure_of(error.args[0], record.topic)
@@ -357,41 +358,6 @@ class Handler:
         if not any(name == "traceparent" for name, _value in pairs):
             pairs.append(("traceparent", request.traceparent))
         return pairs
-
-    # --- waiting for room ------------------------------------------------------------------
-
-    def _wait_for_room(self, request: PushInProgress, indexes: Sequence[int]) -> None:
-        if len(self._waiting) >= _WAITING_LIMIT or not self._rules.queue_wait_s:
-            self._fail(request, indexes, _QUEUE_FULL)
-            return
-        deadline = self._monotonic() + self._rules.queue_wait_s
-        self._waiting.append(_Waiting(request, list(indexes), deadline))
-        self._outbox.poll_soon()
-        if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_later(_RETRY_ROOM_S, self._try_waiting)
-
-    def _try_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        now = self._monotonic()
-        while waiting:
-            first = waiting.popleft()
-            if self._outbox.away:
-                self._fail(first.request, first.indexes, _AWAY)
-            elif now >= first.deadline:
-                self._fail(first.request, first.indexes, _QUEUE_FULL)
-            else:
-                self._send_again(first)
-            if self._waiting:
-                break  # the queue is full again
-        self._waiting.extend(waiting)
-        if self._waiting:
-            asyncio.get_running_loop().call_later(_RETRY_ROOM_S, self._try_waiting)
-
-    def _send_again(self, waiting: _Waiting) -> None:
-        before = len(self._waiting)
-        self._send_directly(waiting.request, waiting.indexes)
-        if len(self._waiting) > before:
-            self._waiting[-1].deadline = waiting.deadline
 
     # --- ends ------------------------------------------------------------------------------
 

@@ -10,93 +10,26 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 
 from kstream_agg.core.logs import get_logger
+from kstream_agg.proxy.connections import PREFLIGHT, not_allowed, render
 from kstream_agg.proxy.outcomes import OK, Answer, Failure, refusal
-from kstream_agg.proxy.pushing import Head
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-    from kstream_agg.proxy.handler import Handler
+    from kstream_agg.proxy.connections import ConnectionState
 
-__all__ = ["ConnectionRules", "ConnectionState", "PushProtocol"]
+__all__ = ["PushProtocol"]
 
 _log = get_logger(__name__)
 
 _PIPELINE_LIMIT: Final = 16
 _LINGER_S: Final = 2.0
-_PREFLIGHT: Final = (
-    ("access-control-allow-methods", "POST"),
-    ("access-control-allow-headers", "authorization, content-type, traceparent, x-api-key"),
-    ("access-control-max-age", "3600"),
-)
-_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionRules:
-    """The settings a connection goes by; sizes in bytes, times in seconds."""
-
-    max_body_bytes: int
-    max_header_bytes: int
-    max_connections: int
-    max_buffered_bytes: int
-    request_timeout_s: float
-    keep_alive_s: float
-    cors_origins: tuple[str, ...] = ()
-
-
-class ConnectionState:
-    """What all connections of a worker share.
-
-    Args:
-        handler: Serves `POST /push`.
-        pages: What GET gives, by path: content type and body.
-        rules: What connections go by.
-        monotonic: Seconds on a clock that never goes back.
-    """
-
-    def __init__(
-        self,
-        handler: Handler,
-        pages: Mapping[bytes, tuple[str, bytes]],
-        rules: ConnectionRules,
-        monotonic: Callable[[], float],
-    ) -> None:
-        self.handler = handler
-        self.pages = pages
-        self.rules = rules
-        self.monotonic = monotonic
-        self.connections: set[PushProtocol] = set()
-        self.buffered_bytes = 0
-        self._cors = {
-            origin.encode(): (("access-control-allow-origin", origin), ("vary", "origin"))
-            for origin in rules.cors_origins
-        }
-        self.ok = b""
-        self.date = ""
-
-    def cors_headers(self, origin: bytes | None) -> tuple[tuple[str, str], ...]:
-        """What lets a browser show the answer to a page of this origin."""
-        if origin is None or not self._cors:
-            return ()
-        return self._cors.get(origin) or self._cors.get(b"*") or ()
-
-    def tick(self, date: str) -> None:
-        """Once a second: the new date, and an end to those who are too slow."""
-        self.date = date
-        self.ok = _render(OK, date, keep_alive=True)
-        now = self.monotonic()
-        for connection in list(self.connections):
-            connection.check_time(now)
 
 
 @dataclass(slots=True)
@@ -105,10 +38,9 @@ class _Request:
 
     method: bytes
     path: bytes
-    head: Head
+    headers: dict[bytes, bytes]
     body: bytes
     keep_alive: bool
-    origin: bytes | None = None
     failure: Failure | None = None
 
 
@@ -141,7 +73,6 @@ class PushProtocol(asyncio.Protocol):
         self._path = b""
         self._headers: dict[bytes, bytes] = {}
         self._headers_done = False
-        self._header_bytes = 0
         self._unparsed_bytes = 0
         self._body: list[bytes] = []
         self._size = 0
@@ -157,7 +88,7 @@ class PushProtocol(asyncio.Protocol):
         self._server.connections.add(cast("Any", self))  # it asks for `shutdown` alone
         peer = transport.get_extra_info("peername")
         self._address = str(peer[0]) if peer else ""
-        self._deadline = state.monotonic() + self._rules.request_timeout_s
+        self._deadline = state.now + self._rules.request_timeout_s
         if len(state.connections) > self._rules.max_connections:
             self._refuse(Failure(503, "too many connections: try again later", 1))
 
@@ -217,7 +148,7 @@ class PushProtocol(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """A request begins: it has its time from here."""
-        self._deadline = self._state.monotonic() + self._rules.request_timeout_s
+        self._deadline = self._state.now + self._rules.request_timeout_s
         self._reading = True
 
     def on_url(self, url: bytes) -> None:
@@ -227,17 +158,22 @@ class PushProtocol(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
         self._headers[name.lower()] = value
-        self._header_bytes += len(name) + len(value) + 4
-        if self._header_bytes > self._rules.max_header_bytes:
-            self._headers_too_large()
 
     def on_headers_complete(self) -> None:
         """All headers are there: refuse early what will not be taken."""
         self._headers_done = True
-        length = self._headers.get(b"content-length")
+        headers = self._headers
+        limit = self._rules.max_header_bytes
+        # Only a chunk that is larger than the limit can hold headers that are.
+        if self._unparsed_bytes > limit and limit < sum(
+            len(name) + len(value) + 4 for name, value in headers.items()
+        ):
+            self._headers_too_large()
+            return
+        length = headers.get(b"content-length")
         if length is not None and int(length) > self._rules.max_body_bytes:
             self._too_large()
-        elif self._headers.get(b"expect", b"").lower() == b"100-continue" and self._transport:
+        elif b"expect" in headers and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -258,20 +194,9 @@ class PushProtocol(asyncio.Protocol):
         if self._deaf:
             return
         pieces = self._body
-        headers = self._headers
-        request = _Request(
-            self._parser.get_method(),
-            self._path.partition(b"?")[0],
-            Head(
-                self._address,
-                headers.get(b"authorization"),
-                headers.get(b"x-api-key"),
-                headers.get(b"traceparent"),
-            ),
-            pieces[0] if len(pieces) == 1 else b"".join(pieces),
-            self._parser.should_keep_alive(),
-            headers.get(b"origin"),
-        )
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        method, path, headers = self._parser.get_method(), self._path, self._headers
+        request = _Request(method, path, headers, body, self._parser.should_keep_alive())
         self._state.buffered_bytes -= self._size
         self._begin()
         if self._answering:
@@ -296,24 +221,24 @@ class PushProtocol(asyncio.Protocol):
         self._answering = True
         self._keep_alive = self._keep_alive and request.keep_alive
         self._without_body = request.method == b"HEAD"
-        self._cors = self._state.cors_headers(request.origin)
+        self._cors = self._state.cors_headers(request.headers.get(b"origin"))
         if request.failure is not None:
             self._state.handler.refuse(request.failure, self._respond)
-        elif request.path != b"/push":
+        elif request.path.partition(b"?")[0] != b"/push":
             self._respond(self._page(request))
         elif request.method == b"POST":
-            self._state.handler.push(request.body, request.head, self._respond)
+            self._state.handler.push(request.body, request.headers, self._address, self._respond)
         elif request.method == b"OPTIONS" and self._cors:
-            self._respond(Answer(204, b"", _PREFLIGHT))
+            self._respond(Answer(204, b"", PREFLIGHT))
         else:
-            self._respond(_not_allowed("POST"))
+            self._respond(not_allowed("POST"))
 
     def _page(self, request: _Request) -> Answer:
-        page = self._state.pages.get(request.path)
+        page = self._state.pages.get(request.path.partition(b"?")[0])
         if page is None:
             return refusal(Failure(404, "nothing is here: POST /push, or see /docs"))
         if request.method not in (b"GET", b"HEAD"):
-            return _not_allowed("GET, HEAD")
+            return not_allowed("GET, HEAD")
         content_type, body = page
         headers = (("content-type", content_type), ("x-content-type-options", "nosniff"))
         return Answer(200, body, headers)
@@ -330,14 +255,14 @@ class PushProtocol(asyncio.Protocol):
             made = Answer(made.status, made.body, made.headers + self._cors)
             keep_alive, bodiless = self._keep_alive, self._without_body
             transport.write(
-                _render(made, self._state.date, keep_alive=keep_alive, without_body=bodiless)
+                render(made, self._state.date, keep_alive=keep_alive, without_body=bodiless)
             )
         if not self._keep_alive:
             self._end()
             return
         rules = self._rules
         wait = rules.request_timeout_s if self._reading else rules.keep_alive_s
-        self._deadline = self._state.monotonic() + wait
+        self._deadline = self._state.now + wait
         if self._queue:
             self._serve(self._queue.popleft())
             self._resume()
@@ -351,7 +276,7 @@ class PushProtocol(asyncio.Protocol):
         if self._deaf and transport.can_write_eof():
             transport.write_eof()
             transport.resume_reading()
-            self._deadline = self._state.monotonic() + _LINGER_S
+            self._deadline = self._state.now + _LINGER_S
         else:
             self._deaf = True
             transport.close()
@@ -361,7 +286,6 @@ class PushProtocol(asyncio.Protocol):
         self._path = b""
         self._headers = {}
         self._headers_done = False
-        self._header_bytes = 0
         self._unparsed_bytes = 0
         self._body = []
         self._size = 0
@@ -386,25 +310,8 @@ class PushProtocol(asyncio.Protocol):
         self._state.buffered_bytes -= self._size
         self._size = 0
         self._body = []
-        request = _Request(b"", b"", Head(), b"", keep_alive=False, failure=failure)
+        request = _Request(b"", b"", {}, b"", keep_alive=False, failure=failure)
         if self._answering:
             self._queue.append(request)
         else:
             self._serve(request)
-
-
-def _not_allowed(allowed: str) -> Answer:
-    made = refusal(Failure(405, f"this takes {allowed}"))
-    return Answer(made.status, made.body, (("allow", allowed),))
-
-
-def _render(made: Answer, date: str, *, keep_alive: bool, without_body: bool = False) -> bytes:
-    lines = [f"HTTP/1.1 {made.status} {_REASONS.get(made.status, 'Unknown')}", f"date: {date}"]
-    if not any(name == "content-type" for name, _value in made.headers):
-        lines.append("content-type: application/json")
-    lines.append(f"content-length: {len(made.body)}")
-    lines += [f"{name}: {value}" for name, value in made.headers]
-    if not keep_alive:
-        lines.append("connection: close")
-    head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
-    return head if without_body else head + made.body

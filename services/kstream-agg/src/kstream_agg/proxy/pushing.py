@@ -16,24 +16,7 @@ if TYPE_CHECKING:
     from kstream_agg.proxy.access import Client
     from kstream_agg.proxy.requests import Decoded
 
-__all__ = ["AwaitedRecord", "Head", "PushInProgress"]
-
-
-@dataclass(slots=True)
-class Head:
-    """What the handler needs to know of a request besides its body.
-
-    Args:
-        address: The client's address.
-        authorization: The `Authorization` header.
-        api_key: The `X-API-Key` header.
-        traceparent: The `traceparent` header.
-    """
-
-    address: str = ""
-    authorization: bytes | None = None
-    api_key: bytes | None = None
-    traceparent: bytes | None = None
+__all__ = ["AwaitedRecord", "PushInProgress"]
 
 
 class PushInProgress:
@@ -45,6 +28,7 @@ class PushInProgress:
         push: The decoded request.
         started: When it came, on the monotonic clock.
         respond: Sends the answer.
+        finished: Told of the status just before.
     """
 
     __slots__ = (
