@@ -1,0 +1,188 @@
+"""A real push proxy for tests and benchmarks: started on free ports, ended whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import yaml
+
+from kstream_agg.core.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+    from typing import Self
+
+__all__ = ["RunningProxy"]
+
+_READY_S = 60.0
+_STOP_S = 60.0
+_POLL_S = 0.05
+
+
+class RunningProxy:
+    """A push proxy as a process of its own; a context manager that waits until it is ready.
+
+    Args:
+        folder: Where its configuration, log output and write-ahead log are kept.
+        bootstrap_servers: The brokers.
+        settings: The YAML settings by group, over those for free ports and a log in `folder`.
+        environment: Further variables.
+        ready: Whether to wait for `/readyz`, and not for the port alone.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        bootstrap_servers: str,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+        ready: bool = True,
+    ) -> None:
+        self._folder = folder
+        self._ready = ready
+        self._environment = dict(environment or {})
+        self.settings: dict[str, Any] = {
+            "kafka": {"brokers": [bootstrap_servers]},
+            "http": {"port": 0, "metrics_port": 0, "workers": 1},
+            "wal": {"directory": str(folder / "wal")},
+            "log": {"format": "json"},
+        }
+        for group, values in (settings or {}).items():
+            self.settings[group] = {**self.settings.get(group, {}), **values}
+        self._output = folder / "proxy.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+        self.metrics_port = 0
+
+    @property
+    def url(self) -> str:
+        """Where it serves, without a path."""
+        scheme = "https" if self.settings["http"].get("tls_key") else "http"
+        return f"{scheme}://127.0.0.1:{self.port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where it serves /metrics, without a path."""
+        return f"http://127.0.0.1:{self.metrics_port}"
+
+    @property
+    def pid(self) -> int:
+        """The parent process."""
+        assert self._process is not None  # noqa: S101 - only while it runs
+        return self._process.pid
+
+    @property
+    def output(self) -> str:
+        """What it has logged since it was started last."""
+        return self._output.read_text(encoding="utf-8", errors="replace")
+
+    def start(self) -> None:
+        """Start it.
+
+        Raises:
+            UnavailableError: It is not ready in time, or has ended; its output is in the message.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        config = self._folder / "proxy.yaml"
+        config.write_text(yaml.safe_dump(self.settings), encoding="utf-8")
+        command = [sys.executable, "-m", "kstream_agg", "push-proxy", "--config", str(config)]
+        # Only what a test says is set: the machine's own variables are not.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("KSTREAM__")}
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=inherited | self._environment,
+                start_new_session=True,
+            )
+        try:
+            self.wait_until(self._has_ports, "its ports")
+            if self._ready:
+                self.wait_until(self._is_ready, "readiness")
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self) -> int:
+        """End it with SIGTERM.
+
+        Returns:
+            Its exit code.
+        """
+        assert self._process is not None  # noqa: S101 - only while it runs
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """SIGKILL to it and its workers, if they run."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that carry these labels."""
+        total = 0.0
+        for line in httpx2.get(f"{self.metrics_url}/metrics").text.splitlines():
+            head, _, value = line.rpartition(" ")
+            found, _, given = head.partition("{")
+            if found == name and all(f'{k}="{v}"' in given for k, v in labels.items()):
+                total += float(value)
+        return total
+
+    def wait_until(
+        self, condition: Callable[[], bool], what: str, timeout_s: float = _READY_S
+    ) -> None:
+        """Wait until a condition holds.
+
+        Raises:
+            UnavailableError: It does not in time, or the proxy has ended.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if self._process is not None and self._process.poll() is not None:
+                raise UnavailableError(f"the proxy has ended: {self.output[-2000:]}")
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"{what}: not in {timeout_s} s: {self.output[-2000:]}")
+            time.sleep(_POLL_S)
+
+    def _has_ports(self) -> bool:
+        for line in self.output.splitlines():
+            with suppress(ValueError):
+                said = json.loads(line)
+                self.metrics_port = said.get("http_port", self.metrics_port)
+                if said.get("event") == "listening":
+                    self.port = said["port"]
+        return bool(self.port and self.metrics_port)
+
+    def _is_ready(self) -> bool:
+        with suppress(httpx2.HTTPError):
+            return httpx2.get(f"{self.metrics_url}/readyz").status_code == 200
+        return False
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            try:
+                self.stop()
+            finally:
+                self.kill()
