@@ -300,8 +300,7 @@ async def test_a_log_that_cannot_be_written_refuses_and_recovers(
     failure = bench.answers["a"]
     assert failure is not None
     assert failure.status == 503
-    assert bench.journal.is_full
-    assert bench.journal.broken is not None
+    assert "no space left" in str(bench.journal.broken)
     broken.clear()
 
     # It tries again by itself a little later: until then, each is refused.
@@ -311,7 +310,7 @@ async def test_a_log_that_cannot_be_written_refuses_and_recovers(
         await bench.until(functools.partial(bench.answers.__contains__, name))
         if bench.answers[name] is None:
             break
-    assert bench.journal.broken is None
+    assert not bench.journal.is_full
     await bench.journal.close()
 
 

@@ -113,8 +113,11 @@ class PushProtocol(asyncio.Protocol):
             self._unparsed_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(Failure(400, "this server does not upgrade to another protocol"))
+        except httptools.HttpParserUpgrade:  # the request before it has its answer, or will
+            self._deaf = True
+            self._keep_alive = False
+            if not self._answering:
+                self._end()
         except httptools.HttpParserCallbackError as error:
             _log.exception("a request could not be served", exc_info=error)
             self._refuse(Failure(500, "the server has a defect; its log says more"))
@@ -173,6 +176,8 @@ class PushProtocol(asyncio.Protocol):
         length = headers.get(b"content-length")
         if length is not None and int(length) > self._rules.max_body_bytes:
             self._too_large()
+        elif b"upgrade" in headers and self._parser.should_upgrade():
+            self._refuse(Failure(400, "this server does not upgrade to another protocol"))
         elif b"expect" in headers and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 

@@ -125,12 +125,14 @@ def _config(settings: ProxySettings, runtime: Path) -> Config:
 
 def _bind(config: Config) -> socket.socket:
     try:
-        return config.bind_socket()
-    except SystemExit as error:  # uvicorn's way to say that it cannot
+        listener = config.bind_socket()
+        listener.listen(_BACKLOG)  # who comes before the workers are up waits for them
+    except (SystemExit, OSError) as error:  # the first is uvicorn's way to say so
         raise UnavailableError(
             f"cannot listen on {config.host}:{config.port}: the port is taken or not allowed",
             remedy="end the program that holds it, or set http.port",
         ) from error
+    return listener
 
 
 def _show(context: ServiceContext, runtime: Path) -> None:
