@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import httpx2
+import psutil
 import yaml
 
 from kstream_agg.core.errors import UnavailableError
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-__all__ = ["RunningProxy"]
+__all__ = ["Load", "RunningProxy"]
 
 _READY_S = 60.0
 _STOP_S = 60.0
@@ -37,9 +41,10 @@ class RunningProxy:
         settings: The YAML settings by group, over those for free ports and a log in `folder`.
         environment: Further variables.
         ready: Whether to wait for `/readyz`, and not for the port alone.
+        file_limit: No file of it may grow beyond so many bytes: a full disk.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a proxy has as many sides as a test may want to set
         self,
         folder: Path,
         bootstrap_servers: str,
@@ -47,7 +52,9 @@ class RunningProxy:
         *,
         environment: Mapping[str, str] | None = None,
         ready: bool = True,
+        file_limit: int | None = None,
     ) -> None:
+        self._file_limit = file_limit
         self._folder = folder
         self._ready = ready
         self._environment = dict(environment or {})
@@ -96,6 +103,14 @@ class RunningProxy:
         config = self._folder / "proxy.yaml"
         config.write_text(yaml.safe_dump(self.settings), encoding="utf-8")
         command = [sys.executable, "-m", "kstream_agg", "push-proxy", "--config", str(config)]
+        if self._file_limit is not None:
+            command = [
+                "/bin/sh",
+                "-c",
+                f'ulimit -f {self._file_limit // 512}; exec "$@"',
+                "sh",
+                *command,
+            ]
         # Only what a test says is set: the machine's own variables are not.
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("KSTREAM__")}
         with self._output.open("wb") as output:
@@ -114,6 +129,16 @@ class RunningProxy:
         except BaseException:
             self.kill()
             raise
+
+    def workers(self) -> list[int]:
+        """The worker processes."""
+        children = psutil.Process(self.pid).children()
+        return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+    def resident_bytes(self) -> int:
+        """The memory of the parent and all its children."""
+        parent = psutil.Process(self.pid)
+        return sum(p.memory_info().rss for p in [parent, *parent.children(recursive=True)])
 
     def stop(self) -> int:
         """End it with SIGTERM.
@@ -186,3 +211,93 @@ class RunningProxy:
                 self.stop()
             finally:
                 self.kill()
+
+
+class Load:
+    """Clients that push numbered records and note which were answered 200; a context manager.
+
+    Args:
+        port: Asked anew for every connection: the proxy may come back on another one.
+        topic: Where to.
+        clients: How many push at the same time.
+        wait: Whether they wait for the delivery.
+        size: How many bytes each value has at least.
+    """
+
+    def __init__(
+        self,
+        port: Callable[[], int],
+        topic: str,
+        *,
+        clients: int = 8,
+        wait: bool = False,
+        size: int = 0,
+    ) -> None:
+        self._port = port
+        self._topic = topic
+        self._wait = wait
+        self._filler = "x" * size
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,), daemon=True)
+            for number in range(clients)
+        ]
+        self.accepted: set[str] = set()
+        """What begins the values of the records answered 200."""
+        self.statuses: Counter[int] = Counter()
+        """Answers by status; 0 where a connection broke."""
+
+    def wait_for(self, count: int, timeout_s: float = _READY_S) -> None:
+        """Wait until so many more records are answered 200.
+
+        Raises:
+            UnavailableError: They are not in time.
+        """
+        target = self.statuses[200] + count
+        deadline = time.monotonic() + timeout_s
+        while self.statuses[200] < target:
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"no {count} answers in {timeout_s} s: {self.statuses}")
+            time.sleep(_POLL_S)
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, client: int) -> None:
+        number = 0
+        connection: http.client.HTTPConnection | None = None
+        while not self._stop.is_set():
+            number += 1
+            name = f"{client}-{number} "
+            try:
+                if connection is None:
+                    connection = http.client.HTTPConnection("127.0.0.1", self._port(), timeout=30)
+                status = self._push(connection, name)
+            except (OSError, http.client.HTTPException):
+                status = 0
+                self._stop.wait(_POLL_S)
+            if not status and connection is not None:
+                connection.close()
+                connection = None
+            with self._lock:
+                self.statuses[status] += 1
+                if status == 200:
+                    self.accepted.add(name)
+        if connection is not None:
+            connection.close()
+
+    def _push(self, connection: http.client.HTTPConnection, name: str) -> int:
+        record = {"topic": self._topic, "data": name + self._filler}
+        body = json.dumps({"records": [record], "wait_for_send": self._wait})
+        connection.request("POST", "/push", body)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
