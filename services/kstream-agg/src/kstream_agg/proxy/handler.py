@@ -221,7 +221,7 @@ class Handler:
             return Failure(404, f"topic '{record.topic}' does not exist")
         if record.partition is not None and record.partition >= topic.partitions:
             return Failure(
-                422,
+                404,
                 f"partition: topic '{topic.name}' has no partition {record.partition}, it has "
                 f"{topic.partitions}",
             )

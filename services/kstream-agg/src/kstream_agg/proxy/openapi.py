@@ -9,58 +9,103 @@ from typing import Any, Final
 __all__ = ["openapi_document", "pages"]
 
 _TRACE_ID: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
-_RECORD: Final[dict[str, Any]] = {
-    "type": "object",
-    "required": ["topic"],
-    "properties": {
-        "topic": {"type": "string", "description": "Where to.", "example": "SOME_TOPIC"},
-        "data": {
-            "description": (
-                "The value: a string goes as its text, any other JSON value as it stands in the "
-                "body, null is a tombstone. Required unless data_base64 is given."
-            )
-        },
-        "data_base64": {"type": ["string", "null"], "description": "The value's bytes instead."},
-        "key": {"type": ["string", "null"], "description": "Decides the partition."},
-        "partition": {
-            "type": ["integer", "null"],
-            "description": "The partition, if the key is not to decide it; -1 is none.",
-        },
-        "headers": {
-            "description": "Headers: an object, or [name, value] pairs where names repeat.",
-            "oneOf": [
-                {"type": "null"},
-                {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
-                {
+_NULL: Final = {"type": "null"}
+_BASE64: Final = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+_COMMON: Final[dict[str, Any]] = {
+    "topic": {
+        "type": "string",
+        "pattern": "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,248}$",
+        "description": "Where to.",
+        "example": "SOME_TOPIC",
+    },
+    "key": {"type": ["string", "null"], "description": "Decides the partition."},
+    "partition": {
+        "type": ["integer", "null"],
+        "minimum": -1,
+        "maximum": 2**31 - 1,
+        "description": "The partition, if the key is not to decide it; -1 is none.",
+    },
+    "headers": {
+        "description": "Headers: an object, or [name, value] pairs where names repeat.",
+        "anyOf": [
+            _NULL,
+            {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
+            {
+                "type": "array",
+                "items": {
                     "type": "array",
-                    "items": {
-                        "type": "array",
-                        "prefixItems": [{"type": "string"}, {"type": ["string", "null"]}],
-                        "minItems": 2,
-                        "maxItems": 2,
-                    },
+                    "prefixItems": [{"type": "string"}, {"type": ["string", "null"]}],
+                    "items": False,
+                    "minItems": 2,
+                    "maxItems": 2,
                 },
-            ],
-        },
-        "timestamp": {
-            "type": ["integer", "null"],
-            "description": "Milliseconds since the epoch; default: now.",
-        },
-        "schema_subject": {
-            "type": ["string", "null"],
-            "description": "Encode `data` to Avro with this subject's newest schema.",
-        },
-        "schema_id": {
-            "type": ["integer", "null"],
-            "description": "Encode `data` to Avro with this schema.",
-        },
+            },
+        ],
+    },
+    "timestamp": {
+        "type": ["integer", "null"],
+        "minimum": 1,
+        "maximum": 2**63 - 1,
+        "description": "Milliseconds since the epoch; default: now.",
     },
 }
+_DATA: Final[dict[str, Any]] = {
+    "data": {
+        "description": (
+            "The value: a string goes as its text, any other JSON value as it stands in the body, "
+            "null is a tombstone."
+        )
+    }
+}
+_BYTES: Final[dict[str, Any]] = {
+    "data_base64": {
+        "type": "string",
+        "contentEncoding": "base64",
+        "pattern": _BASE64,
+        "description": "The value's bytes, in base64.",
+    }
+}
+_SUBJECT: Final[dict[str, Any]] = {
+    "schema_subject": {
+        "type": "string",
+        "minLength": 1,
+        "description": "Encode `data` to Avro with this subject's newest schema.",
+    }
+}
+_SCHEMA_ID: Final[dict[str, Any]] = {
+    "schema_id": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 2**31 - 1,
+        "description": "Encode `data` to Avro with this schema.",
+    }
+}
+_KINDS: Final = {
+    "Record": (_DATA, ("data_base64", "schema_subject", "schema_id")),
+    "BinaryRecord": (_BYTES, ("data", "schema_subject", "schema_id")),
+    "AvroRecordBySubject": (_DATA | _SUBJECT, ("data_base64", "schema_id")),
+    "AvroRecordById": (_DATA | _SCHEMA_ID, ("data_base64", "schema_subject")),
+}
+
+
+def _record(own: dict[str, Any], others: tuple[str, ...]) -> dict[str, Any]:
+    # What belongs to another kind may only be null; `data` must be absent, as null is a value.
+    excluded = {name: False if name == "data" else _NULL for name in others}
+    return {
+        "type": "object",
+        "required": ["topic", *own],
+        "properties": {**_COMMON, **own, **excluded},
+    }
+
+
 _PUSH: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["records"],
     "properties": {
-        "records": {"type": "array", "items": {"$ref": "#/components/schemas/Record"}},
+        "records": {
+            "type": "array",
+            "items": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in _KINDS]},
+        },
         "wait_for_send": {
             "type": ["boolean", "null"],
             "default": False,
@@ -93,7 +138,7 @@ _STATUSES: Final = {
     400: "The body is malformed; the error says where.",
     401: "An API key is needed, or it is not known.",
     403: "The API key may not push to the topic.",
-    404: "The topic does not exist.",
+    404: "The topic, the partition or the schema does not exist.",
     408: "The request did not come in time.",
     413: "The body, the number of records or a record is too large.",
     422: "A record's field is invalid; the error names it.",
@@ -157,7 +202,11 @@ def openapi_document(*, with_keys: bool) -> dict[str, Any]:
         },
         "paths": {"/push": {"post": push}},
         "components": {
-            "schemas": {"Record": _RECORD, "Push": _PUSH, "Answer": _ANSWER},
+            "schemas": {
+                **{name: _record(own, others) for name, (own, others) in _KINDS.items()},
+                "Push": _PUSH,
+                "Answer": _ANSWER,
+            },
             **({"securitySchemes": schemes} if with_keys else {}),
         },
     }

@@ -32,7 +32,7 @@ _RETRY_AFTER_S: Final = 1
 _FINAL: Final = {
     KafkaError.UNKNOWN_TOPIC_OR_PART: 404,
     KafkaError._UNKNOWN_TOPIC: 404,
-    KafkaError._UNKNOWN_PARTITION: 422,
+    KafkaError._UNKNOWN_PARTITION: 404,
     KafkaError.TOPIC_EXCEPTION: 422,
     KafkaError.MSG_SIZE_TOO_LARGE: 413,
     KafkaError.RECORD_LIST_TOO_LARGE: 413,

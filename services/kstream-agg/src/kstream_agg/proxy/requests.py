@@ -49,31 +49,32 @@ class Schema:
 class _Fields(msgspec.Struct):
     topic: str
     key: str | None = None
-    partition: int | None = None
     headers: HeaderField = None
-    timestamp: int | None = None
     data_base64: str | None = None
     schema_subject: str | None = None
+
+
+class _WholeNumbers(_Fields):
+    partition: int | None = None
+    timestamp: int | None = None
     schema_id: int | None = None
 
 
-class WireRecord(_Fields, kw_only=True):
-    """One record of a request, `data` a string; None is a tombstone."""
+class WireRecord(_WholeNumbers, kw_only=True):
+    """One record of a request; `data` is None for a tombstone."""
 
     data: str | bytes | None
 
-    def header_pairs(self) -> list[tuple[str, str | bytes | None]]:
-        """The record's headers in their order."""
-        if not self.headers:
-            return []
-        return list(self.headers.items() if isinstance(self.headers, dict) else self.headers)
 
-
-class _TextRecord(_Fields, kw_only=True):
+class _TextRecord(_WholeNumbers, kw_only=True):
     data: str
 
 
 class _AnyRecord(_Fields, kw_only=True):
+    # JSON knows one kind of number: 3.0 is as whole as 3.
+    partition: float | None = None
+    timestamp: float | int | None = None
+    schema_id: float | None = None
     data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -121,7 +122,11 @@ def decode_push(body: bytes) -> Decoded:
     failures: dict[int, Failure] = {}
     schemas: dict[int, Schema] = {}
     for index, record in enumerate(push.records):
-        if record.data_base64 is not None or record.schema_id is not None or record.schema_subject:
+        if (
+            record.data_base64 is not None
+            or record.schema_id is not None
+            or record.schema_subject is not None
+        ):
             return _decode_slowly(body)
         if record.partition is not None or record.timestamp is not None:
             _check_numbers(record, index, failures)
@@ -148,25 +153,39 @@ def _decode_slowly(body: bytes) -> Decoded:
     failures: dict[int, Failure] = {}
     schemas: dict[int, Schema] = {}
     for index, raw in enumerate(push.records):
-        _check_numbers(raw, index, failures)
-        value = _value(raw, index, failures, schemas)
-        records.append(
-            WireRecord(
-                topic=raw.topic,
-                key=raw.key,
-                partition=raw.partition,
-                headers=raw.headers,
-                timestamp=raw.timestamp,
-                data=value,
-            )
+        record = WireRecord(
+            topic=raw.topic,
+            key=raw.key,
+            headers=raw.headers,
+            partition=_whole(raw.partition, "partition", index, failures),
+            timestamp=_whole(raw.timestamp, "timestamp", index, failures),
+            schema_id=_whole(raw.schema_id, "schema_id", index, failures),
+            schema_subject=raw.schema_subject,
+            data=None,
         )
+        _check_numbers(record, index, failures)
+        record.data = _value(raw, record, index, failures, schemas)
+        records.append(record)
     return Decoded(records, push.wait_for_send is True, failures, schemas)
 
 
+def _whole(number: float | None, name: str, index: int, failures: dict[int, Failure]) -> int | None:
+    if number is None or isinstance(number, int):
+        return number
+    if number.is_integer():
+        return int(number)
+    failures[index] = Failure(422, f"{name}: must be a whole number")
+    return None
+
+
 def _value(
-    raw: _AnyRecord, index: int, failures: dict[int, Failure], schemas: dict[int, Schema]
+    raw: _AnyRecord,
+    record: WireRecord,
+    index: int,
+    failures: dict[int, Failure],
+    schemas: dict[int, Schema],
 ) -> str | bytes | None:
-    wants_schema = raw.schema_id is not None or raw.schema_subject is not None
+    wants_schema = record.schema_id is not None or record.schema_subject is not None
     if raw.data_base64 is not None:
         if isinstance(raw.data, msgspec.UnsetType) and not wants_schema:
             return _from_base64(raw.data_base64, index, failures)
@@ -178,9 +197,9 @@ def _value(
         return None
     text = bytes(raw.data)
     if wants_schema:
-        if raw.schema_id is not None and raw.schema_subject is not None:
+        if record.schema_id is not None and record.schema_subject is not None:
             failures[index] = Failure(422, "schema_id: give either it or 'schema_subject'")
-        schemas[index] = Schema(raw.schema_subject, raw.schema_id)
+        schemas[index] = Schema(record.schema_subject, record.schema_id)
         return text
     return None if text == b"null" else _plain_value(text, index)
 
@@ -203,9 +222,13 @@ def _from_base64(text: str, index: int, failures: dict[int, Failure]) -> bytes |
         return None
 
 
-def _check_numbers(record: _Fields, index: int, failures: dict[int, Failure]) -> None:
+def _check_numbers(record: _WholeNumbers, index: int, failures: dict[int, Failure]) -> None:
     if record.partition is not None and not -1 <= record.partition <= _MAX_INT32:
         failures[index] = Failure(422, "partition: must be 0 or more, or -1 for any")
+    if record.schema_id is not None and not 1 <= record.schema_id <= _MAX_INT32:
+        failures[index] = Failure(422, "schema_id: must be 1 or more")
+    if record.schema_subject == "":
+        failures[index] = Failure(422, "schema_subject: must not be empty")
     if record.timestamp is not None and not 0 < record.timestamp <= _MAX_INT64:
         failures[index] = Failure(422, "timestamp: must be milliseconds since the epoch, above 0")
 

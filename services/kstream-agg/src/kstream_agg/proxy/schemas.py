@@ -40,7 +40,7 @@ class AvroEncoders:
         try:
             encoder, parsed = self._encoder(schema)
         except ContractError as error:
-            return Failure(422, f"schema: {error}")
+            return Failure(404, f"schema: {error}")
         except KStreamError as error:
             return Failure(503, str(error), 1)
         try:
