@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
+from statistics import median
 
 import confluent_kafka
 
@@ -15,36 +16,62 @@ __all__ = ["Measurement", "versions"]
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One figure.
+    """One figure, measured once or several times.
 
     Args:
         name: `benchmark.figure`, e.g. `raw_producer.trades_per_s`.
         unit: E.g. `trades/s`.
-        value: What was measured.
-        reference: The same of a bare loop in the same run; None where there is none.
+        values: What was measured, one a repeat; the median is reported.
+        references: The same of a bare loop in the same run; empty where there is none.
         better: `higher` or `lower`.
-        floor: The value that is asked for; None where nothing is.
+        floor: The value that is asked for, a ceiling where lower is better; None where nothing is.
+        details: Further facts of this figure, reported as they are.
     """
 
     name: str
     unit: str
-    value: float
-    reference: float | None = None
+    values: tuple[float, ...]
+    references: tuple[float, ...] = ()
     better: str = "higher"
     floor: float | None = None
+    details: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """The median of the values."""
+        return median(self.values)
+
+    @property
+    def reference(self) -> float | None:
+        """The median of the references; None without any."""
+        return median(self.references) if self.references else None
+
+    @property
+    def meets_floor(self) -> bool | None:
+        """Whether the median is as good as the floor asks; None where nothing is asked."""
+        if self.floor is None:
+            return None
+        if self.better == "higher":
+            return self.value >= self.floor
+        return self.value <= self.floor
 
     def line(self) -> str:
         """One line of JSON."""
-        ratio = None if not self.reference else round(self.value / self.reference, 3)
+        reference = self.reference
         return json.dumps(
             {
                 "name": self.name,
                 "unit": self.unit,
-                "value": round(self.value, 3),
-                "reference": None if self.reference is None else round(self.reference, 3),
-                "ratio": ratio,
+                "value": _rounded(self.value),
+                "min": _rounded(min(self.values)),
+                "max": _rounded(max(self.values)),
+                "runs": len(self.values),
+                "reference": None if reference is None else _rounded(reference),
+                "ratio": round(self.value / reference, 3) if reference else None,
                 "better": self.better,
                 "floor": self.floor,
+                "meets_floor": self.meets_floor,
+                **self.details,
                 "versions": versions(),
                 "command": f"make bench ONLY={self.name.partition('.')[0]}",
             }
@@ -56,9 +83,16 @@ def versions() -> dict[str, str | int]:
     return {
         "kstream-agg": metadata.version("kstream-agg"),
         "python": platform.python_version(),
-        "confluent-kafka": confluent_kafka.version(),
+        "confluent-kafka": metadata.version("confluent-kafka"),
         "librdkafka": confluent_kafka.libversion()[0],
         "polars": metadata.version("polars"),
+        "psycopg": metadata.version("psycopg"),
         "kafka": "4.3.1",
+        "kernel": platform.release(),
         "cores": os.cpu_count() or 0,
     }
+
+
+def _rounded(number: float) -> float:
+    """Four digits behind the comma for small numbers, none for large ones."""
+    return round(number, 4 if abs(number) < 100 else 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -64,8 +65,10 @@ class Outcome:
             self.order.append((record["window_end"], record["instrument_name"]))
 
 
-def new_state(position: int = 0, watermark: int = NO_WATERMARK) -> PartitionState:
-    return PartitionState(RULES, NAMES.__getitem__, position=position, watermark=watermark)
+def new_state(start: int = 0, position: int = 0, watermark: int = NO_WATERMARK) -> PartitionState:
+    return PartitionState(
+        RULES, NAMES.__getitem__, start=start, position=position, watermark=watermark
+    )
 
 
 def feed(state: PartitionState, trades: list[T], first_offset: int, outcome: Outcome) -> None:
@@ -167,7 +170,28 @@ future_lists = trades_lists.map(
         t._replace(receipt=t.at - 501 + t.seq % 3) if t.seq % 7 == 0 else t for t in trades
     ]
 )
-cut_lists = st.lists(st.integers(0, 30), max_size=5)
+
+
+def stream(seed: int) -> list[T]:
+    """What a partition looks like: nearly in order, now and then late, repeated or too early."""
+    chance = random.Random(seed)  # noqa: S311 - a test's data
+    trades: list[T] = []
+    seqs = [chance.randrange(5) for _ in NAMES]
+    for number in range(chance.randrange(30, 80)):
+        instrument = chance.randrange(len(NAMES))
+        at = max(0, number * 600 - int(chance.expovariate(1 / 1_500)))
+        if trades and chance.random() < 0.05:
+            trades.append(chance.choice(trades))
+            continue
+        seqs[instrument] += 1 if chance.random() < 0.9 else chance.randrange(-3, 3)
+        receipt = at - 600 if chance.random() < 0.03 else None
+        price, amount = chance.randrange(1, 10**6) / 1000, chance.choice([0.0, 0.1, 25.0])
+        trades.append(T(instrument, seqs[instrument], at, price, amount, receipt))
+    return trades
+
+
+streams = st.integers(0, 2**32).map(stream)
+cut_lists = st.lists(st.integers(0, 80), max_size=5)
 
 
 def within(cuts: list[int], trades: list[T]) -> list[int]:
@@ -175,7 +199,7 @@ def within(cuts: list[int], trades: list[T]) -> list[int]:
 
 
 @settings(deadline=None, max_examples=150)
-@given(future_lists, cut_lists)
+@given(future_lists | streams, cut_lists)
 def test_results_equal_the_reference_however_the_partition_is_cut(
     trades: list[T], cuts: list[int]
 ) -> None:
@@ -188,19 +212,20 @@ def test_results_equal_the_reference_however_the_partition_is_cut(
 
 
 @settings(deadline=None, max_examples=150)
-@given(future_lists, cut_lists, st.integers(0, 5))
+@given(future_lists | streams, st.lists(st.integers(0, 30), max_size=6), st.integers(0, 5))
 def test_a_restart_anywhere_changes_neither_results_nor_what_is_late(
-    trades: list[T], stops: list[int], unsaved: int
+    trades: list[T], lengths: list[int], unsaved: int
 ) -> None:
-    """Stop at random points, having read `unsaved` trades more than were committed."""
+    """Read so much, commit, read `unsaved` trades more, crash; also in the middle of a replay."""
     outcome = Outcome()
     resume, position, watermark = 0, 0, NO_WATERMARK
-    for stop in [*sorted(within(stops, trades)), len(trades)]:
-        state = new_state(position, watermark)
-        feed(state, trades[resume : max(stop, resume)], resume, outcome)
+    for length in [*lengths, len(trades)]:
+        state = new_state(resume, position, watermark)
+        end = min(resume + length, len(trades))
+        feed(state, trades[resume:end], resume, outcome)
         resume, position, watermark = state.resume_offset(), state.position, state.watermark
         assert resume <= position
-        feed(state, trades[position : position + unsaved], position, outcome)
+        feed(state, trades[end : end + unsaved], end, outcome)
     wanted = reference(trades)
     # Each restart forgets the running value: it is recomputed from the seed that is recorded.
     assert_same(outcome.results, wanted.results, but=frozenset({"seed", "current"}))
@@ -208,7 +233,7 @@ def test_a_restart_anywhere_changes_neither_results_nor_what_is_late(
 
 
 @settings(deadline=None, max_examples=150)
-@given(trades_lists, cut_lists, st.integers(0, 60_000))
+@given(trades_lists | streams, cut_lists, st.integers(0, 60_000))
 def test_showing_windows_early_changes_no_final_result(
     trades: list[T], cuts: list[int], now: int
 ) -> None:

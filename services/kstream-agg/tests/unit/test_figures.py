@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from kstream_agg.core.errors import UnavailableError
 from kstream_agg.core.health import Health, HealthServer
 from kstream_agg.core.metrics import DEAD_LETTERS, SESSION_UP, TRADES_RECEIVED, Metrics
 from kstream_agg.core.settings import HttpSettings, PostgresSettings
 from kstream_agg.stack.figures import FiguresReader
 
-
-def no_postgres() -> PostgresSettings:
-    raise UnavailableError("the stack has not made its password yet")
+NO_POSTGRES = PostgresSettings(port=1)
 
 
 def test_counters_are_summed_over_labels_and_rates_are_differences() -> None:
@@ -22,7 +19,7 @@ def test_counters_are_summed_over_labels_and_rates_are_differences() -> None:
     now = [100.0]
     with (
         HealthServer(HttpSettings(), metrics, Health()) as server,
-        FiguresReader([server.port], no_postgres, ["t"], lambda: now[0]) as reader,
+        FiguresReader([server.port], NO_POSTGRES, ["t"], lambda: now[0]) as reader,
     ):
         trades.labels("a").inc(10)
         first = reader.read()
@@ -37,7 +34,7 @@ def test_counters_are_summed_over_labels_and_rates_are_differences() -> None:
 
 
 def test_what_does_not_answer_is_none() -> None:
-    with FiguresReader([1], no_postgres, ["t"], lambda: 0.0) as reader:
+    with FiguresReader([1], NO_POSTGRES, ["t"], lambda: 0.0) as reader:
         figures = reader.read()
     assert figures.trades_received is None
     assert figures.session_up is None

@@ -66,6 +66,10 @@ class FakeWriter:
         typed = [(name, cast("bytes | None", content)) for name, content in headers or []]
         self.records.append(Record(topic, value, key, typed))
 
+    @property
+    def in_flight(self) -> int:
+        return len(self.records) - self.delivered
+
     def poll(self) -> int:
         return 0
 
@@ -222,9 +226,9 @@ def _receipt(seq: int) -> Receipt:
 
 def test_the_worker_writes_all_that_was_handed_over_before_it_ends() -> None:
     rig = Rig()
-    handover = HandOver(1_000, ManualClock())
+    handover = HandOver(1_000)
     failed = threading.Event()
-    worker = PublishWorker(handover, rig.publisher, rig.as_writer(), failed.set)
+    worker = PublishWorker(handover, rig.publisher, rig.as_writer(), ManualClock(), failed.set)
     for seq in range(100):
         assert handover.try_put(_receipt(seq))
     worker.start()
@@ -237,9 +241,9 @@ def test_the_worker_writes_all_that_was_handed_over_before_it_ends() -> None:
 def test_a_failed_delivery_stops_the_service_and_is_its_error() -> None:
     rig = Rig()
     rig.writer.failure = DeliveryError("Kafka did not take a record")
-    handover = HandOver(1_000, ManualClock())
+    handover = HandOver(1_000)
     stop = threading.Event()
-    worker = PublishWorker(handover, rig.publisher, rig.as_writer(), stop.set)
+    worker = PublishWorker(handover, rig.publisher, rig.as_writer(), ManualClock(), stop.set)
     worker.start()
     handover.try_put(_receipt(1))
     assert stop.wait(20)
@@ -249,8 +253,8 @@ def test_a_failed_delivery_stops_the_service_and_is_its_error() -> None:
 
 def test_a_kafka_that_takes_nothing_bounds_the_end() -> None:
     rig = Rig()
-    handover = HandOver(1_000, ManualClock())
-    worker = PublishWorker(handover, rig.publisher, rig.as_writer(), lambda: None)
+    handover = HandOver(1_000)
+    worker = PublishWorker(handover, rig.publisher, rig.as_writer(), ManualClock(), lambda: None)
     handover.try_put(_receipt(1))
     worker.start()  # the hand-over is not closed: the thread goes on for ever, as one that waits
     try:
@@ -259,3 +263,26 @@ def test_a_kafka_that_takes_nothing_bounds_the_end() -> None:
     finally:
         handover.close()
         worker.finish(20)
+
+
+def test_it_is_unhealthy_while_records_wait_and_none_is_delivered() -> None:
+    rig = Rig()
+    clock = ManualClock()
+    handover = HandOver(1_000)
+    worker = PublishWorker(handover, rig.publisher, rig.as_writer(), clock, lambda: None)
+    rig.publish(frame_of(wire_trade(1)))
+
+    def look_after(seconds: float) -> str | None:
+        clock.advance(seconds)
+        worker._note_progress()
+        return worker.check()
+
+    assert look_after(59) is None
+    assert "1 records wait" in (look_after(2) or "")
+    rig.publish(frame_of(wire_trade(2)))
+    rig.writer.delivered = 1
+    assert look_after(1) is None
+    assert look_after(61) is not None
+    rig.writer.delivered = 2
+    assert look_after(1_000) is None
+    assert look_after(1_000) is None

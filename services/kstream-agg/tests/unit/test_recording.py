@@ -12,6 +12,7 @@ import pytest
 from kstream_agg.core.errors import ContractError, KStreamError, SettingsError
 from kstream_agg.deribit.recording import (
     Recording,
+    in_time_order,
     read_recording,
     shift_trade,
     shipped_recording_path,
@@ -244,3 +245,20 @@ def test_a_recording_can_end_at_a_given_time() -> None:
 def test_only_some_instruments() -> None:
     recording = Recording.of([bare_trade(), bare_trade(instrument_name="BTC-25JUN27")])
     assert recording.only(["BTC-25JUN27"]).instruments == {"BTC-25JUN27": 1}
+
+
+def test_a_table_written_instrument_after_instrument_is_played_in_the_order_of_time() -> None:
+    trades = [
+        {"instrument_name": "A", "timestamp": 10},
+        {"instrument_name": "A", "timestamp": 30},
+        {"instrument_name": "A", "timestamp": 29},
+        {"instrument_name": "B", "timestamp": 5},
+        {"instrument_name": "B", "timestamp": 30},
+    ]
+    played = [(trade["instrument_name"], trade["timestamp"]) for trade in in_time_order(trades)]
+    assert played == [("B", 5), ("A", 10), ("A", 30), ("A", 29), ("B", 30)]
+
+
+def test_the_shipped_recording_mixes_its_instruments_as_a_session_does() -> None:
+    stamps = [trade["timestamp"] for trade in read_recording(shipped_recording_path()).trades]
+    assert stamps == sorted(stamps)

@@ -64,6 +64,7 @@ def test_another_recording_is_played_whole() -> None:
         ("history", "10", 10),
         ("compression", "true", True),
         ("seed", "9", 9),
+        ("state", "state.json", Path("state.json")),
     ],
 )
 def test_settings_from_the_environment(

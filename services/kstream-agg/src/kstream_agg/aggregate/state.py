@@ -63,6 +63,7 @@ class PartitionState:
     Args:
         rules: The settings that decide about windows.
         name_of: The name of an instrument's number.
+        start: Where reading begins.
         position: Trades before this offset are a replay.
         watermark: The watermark at `position`, ms.
     """
@@ -72,6 +73,7 @@ class PartitionState:
         rules: WindowRules,
         name_of: Callable[[int], str],
         *,
+        start: int = 0,
         position: int = 0,
         watermark: int = NO_WATERMARK,
     ) -> None:
@@ -80,6 +82,7 @@ class PartitionState:
         self._replay_until = position
         self._windows = OpenWindows()
         self._running: dict[int, float] = {}
+        self._read_until = start
         self.position = position
         self.watermark = watermark
 
@@ -91,10 +94,13 @@ class PartitionState:
     def resume_offset(self) -> int:
         """Where reading must begin to have the open windows again, in a new process."""
         first = self._windows.first_offset()
-        return self.position if first is None else first
+        # In the middle of a replay there may be windows whose trades have not come again yet.
+        here = min(self._read_until, self.position)
+        return here if first is None else min(first, here)
 
     def advance(self, position: int) -> None:
         """Everything before `position` has been read, records that are no trades included."""
+        self._read_until = max(self._read_until, position)
         self.position = max(self.position, position)
 
     def apply(self, trades: Trades) -> Applied:

@@ -6,10 +6,9 @@ import sys
 import threading
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from kstream_agg.cli.tools import open_tools
+from kstream_agg.cli.tools import open_tools, output
 from kstream_agg.core.clock import SystemClock
 from kstream_agg.sinks.connect_api import ConnectClient, ConnectorStatus
 from kstream_agg.sinks.connectors import apply, load_sinks
@@ -57,4 +56,4 @@ def _show(found: list[ConnectorStatus]) -> None:
     for status in found:
         tasks = ", ".join(f"{task.number}: {task.state}" for task in status.tasks)
         table.add_row(status.name, status.state, tasks or "none", status.failure or "")
-    Console().print(table)
+    output().print(table)

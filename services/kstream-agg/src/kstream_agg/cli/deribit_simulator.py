@@ -45,6 +45,11 @@ __all__ = ["deribit_simulator"]
 @click.option("--frame-trades", type=int, help="Trades in a notification at most.")
 @click.option("--compression/--no-compression", default=None, help="Offer permessage-deflate.")
 @click.option("--seed", type=int, help="Seed of what is left to chance.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    help="A file that lets the next start go on where this one ends.",
+)
 def deribit_simulator(**given: object) -> None:
     """Run a simulated exchange: a recording behind the exchange's websocket and REST calls.
 

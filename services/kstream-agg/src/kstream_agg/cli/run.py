@@ -10,28 +10,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
-from rich.console import Console
 from rich.live import Live
 
+from kstream_agg.aggregate.settings import AggProducerSettings
 from kstream_agg.cli.board import render
+from kstream_agg.cli.tools import output
 from kstream_agg.core.errors import StackError, UnavailableError
-from kstream_agg.core.settings import ENV_PREFIX, PostgresSettings
-from kstream_agg.sinks.settings import load_aggregator_view
+from kstream_agg.core.settings import ENV_PREFIX, load_settings
+from kstream_agg.deribit.settings import RawProducerSettings
+from kstream_agg.deribit.simulator_service import SimulatorSettings
+from kstream_agg.sinks.connectors import load_sinks
+from kstream_agg.sinks.settings import ToolSettings, load_aggregator_view
 from kstream_agg.stack import control
+from kstream_agg.stack.endpoints import find_running
 from kstream_agg.stack.figures import FiguresReader
-from kstream_agg.stack.layout import Layout
 from kstream_agg.stack.plan import make_plan
 from kstream_agg.stack.settings import default_data_dir, load_stack_settings
 from kstream_agg.stack.table import DownloadBar
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from kstream_agg.stack.settings import Profile, StackSettings
     from kstream_agg.stack.state import StackStatus
 
 __all__ = ["demo", "reset", "run", "status", "stop"]
 
 _READY_TIMEOUT_S: Final = 300.0
+_EXCHANGE_TIMEOUT_S: Final = 30.0
 _REDRAW_S: Final = 1.0
+_WITHOUT_EXCHANGE: Final = (
+    "without the exchange, look around with a recording: make stop, make demo"
+)
 # What the shipped recording holds.
 _DEMO_CHANNELS: Final = "trades.option.BTC.100ms,trades.BTC-PERPETUAL.100ms"
 
@@ -80,8 +90,8 @@ def status() -> None:
     if folder is None:
         raise StackError("no stack runs", remedy="start one: make run or make demo")
     found = control.read_status(folder)
-    with _figures_reader(folder, found, settings) as reader:
-        Console().print(render(found, reader.read(), time.time()))
+    with _figures_reader(folder, found) as reader:
+        output().print(render(found, reader.read(), time.time()))
     if not found.is_healthy:
         raise click.exceptions.Exit(1)
 
@@ -93,7 +103,7 @@ def stop() -> None:
     if folder is None:
         click.echo("no stack runs")
         return
-    _stop(folder, Console())
+    _stop(folder, output())
 
 
 @click.command()
@@ -121,6 +131,7 @@ def _start(
     elif profile == "demo":
         os.environ.setdefault(f"{ENV_PREFIX}CHANNELS", _DEMO_CHANNELS)
     settings = load_stack_settings()
+    _check_settings(profile)
     options = options | {"channels": ",".join(settings.channels)}
     folder = (settings.data_dir or default_data_dir(profile)).absolute()
     running = _running(settings)
@@ -130,19 +141,44 @@ def _start(
         )
     with DownloadBar() as bar:
         control.up(folder, make_plan(profile, settings, options=options), progress=bar)
-    console = Console()
+    console = output()
     if detach:
-        _wait(folder, settings, console)
+        _wait(folder, console)
     else:
-        _attend(folder, settings, console)
+        _attend(folder, console)
 
 
-def _wait(folder: Path, settings: StackSettings, console: Console) -> None:
+def _check_settings(profile: Profile) -> None:
+    """Read what each service will read, so that a wrong setting is named before anything starts.
+
+    Raises:
+        SettingsError: One is wrong.
+    """
+    load_settings(RawProducerSettings, "raw-producer")
+    load_settings(AggProducerSettings, "agg-producer")
+    if profile == "demo":
+        load_settings(SimulatorSettings, "deribit-simulator")
+    load_settings(ToolSettings, "tools")
+    load_sinks(load_aggregator_view())
+
+
+def _wait(folder: Path, console: Console) -> None:
     with console.status("starting") as line:
+        alone_since: float | None = None
 
         def watch(found: StackStatus) -> None:
-            late = [c.name for c in found.components if not c.is_healthy]
-            line.update(f"waiting for {', '.join(late)}")
+            nonlocal alone_since
+            late = [c for c in found.components if not c.is_healthy]
+            line.update(f"waiting for {', '.join(c.name for c in late)}")
+            if [c.name for c in late] != ["raw-producer"]:
+                alone_since = None
+                return
+            alone_since = alone_since or time.monotonic()
+            if time.monotonic() - alone_since > _EXCHANGE_TIMEOUT_S:
+                raise UnavailableError(
+                    f"all is ready but the raw-producer, which goes on trying: {late[0].detail}",
+                    remedy=_remedy(found, late[0].detail),
+                )
 
         try:
             found = control.wait_ready(folder, timeout_s=_READY_TIMEOUT_S, watch=watch)
@@ -150,11 +186,11 @@ def _wait(folder: Path, settings: StackSettings, console: Console) -> None:
             found = control.read_status(folder)
             console.print(render(found, None, time.time()))
             raise
-    with _figures_reader(folder, found, settings) as reader:
+    with _figures_reader(folder, found) as reader:
         console.print(render(found, reader.read(), time.time(), _hint(found)))
 
 
-def _attend(folder: Path, settings: StackSettings, console: Console) -> None:
+def _attend(folder: Path, console: Console) -> None:
     """Show the table until Ctrl-C or SIGTERM, then stop; again stops at once."""
     leave = threading.Event()
 
@@ -170,7 +206,7 @@ def _attend(folder: Path, settings: StackSettings, console: Console) -> None:
     signal.signal(signal.SIGTERM, ask_to_leave)
     first = control.read_status(folder)
     with (
-        _figures_reader(folder, first, settings) as reader,
+        _figures_reader(folder, first) as reader,
         Live(console=console, auto_refresh=False) as live,
     ):
         while not leave.is_set():
@@ -203,26 +239,29 @@ def _hint(found: StackStatus) -> str:
     for component in found.components:
         if component.name == "raw-producer" and not component.is_healthy and component.detail:
             lines.append(f"raw-producer: {component.detail}")
-            if found.profile == "live":
-                lines.append("without the exchange, look around with a recording: make demo")
+            remedy = _remedy(found, component.detail)
+            if remedy:
+                lines.append(remedy)
     lines.append(
         'look: .venv/bin/kstream-agg sql "SELECT * FROM trades_option_btc_ewma_5min LIMIT 5"'
     )
     return "\n".join(lines)
 
 
-def _figures_reader(folder: Path, found: StackStatus, settings: StackSettings) -> FiguresReader:
+def _remedy(found: StackStatus, detail: str) -> str | None:
+    no_exchange = found.profile == "live" and "exchange" in detail and "session" in detail
+    return _WITHOUT_EXCHANGE if no_exchange else None
+
+
+def _figures_reader(folder: Path, found: StackStatus) -> FiguresReader:
     ports = {name: port for c in found.components for name, port in c.ports.items()}
     http = [ports[name] for name in ("raw_producer_http", "agg_producer_http") if name in ports]
-    topics = [*settings.raw_topics, *load_aggregator_view().average_topics]
-
-    def postgres() -> PostgresSettings:
-        return PostgresSettings(
-            port=ports.get("postgres", settings.ports.postgres),
-            password_file=Layout(folder).postgres_password,
-        )
-
-    return FiguresReader(http, postgres, topics, time.monotonic)
+    endpoints = find_running(folder)
+    if endpoints is not None:
+        os.environ.update(endpoints.environment)
+    tools = load_settings(ToolSettings, "tools")
+    topics = [*tools.raw_topics, *load_aggregator_view().average_topics]
+    return FiguresReader(http, tools.postgres, topics, time.monotonic)
 
 
 def _folders(settings: StackSettings) -> list[Path]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import click
 
-__all__ = ["raw_producer"]
+__all__ = ["agg_producer", "raw_producer"]
 
 
 @click.command("raw-producer")
@@ -23,3 +23,19 @@ def raw_producer() -> None:
     settings = load_settings(RawProducerSettings, "raw-producer")
     with run_service("raw-producer", settings) as context:
         run_raw_producer(settings, context)
+
+
+@click.command("agg-producer")
+def agg_producer() -> None:
+    """Run the aggregator: averages over windows of the raw topics.
+
+    Settings: config/agg-producer/default.toml and KSTREAM__… variables.
+    """
+    from kstream_agg.aggregate.agg_producer import run_agg_producer
+    from kstream_agg.aggregate.settings import AggProducerSettings
+    from kstream_agg.core.service import run_service
+    from kstream_agg.core.settings import load_settings
+
+    settings = load_settings(AggProducerSettings, "agg-producer")
+    with run_service("agg-producer", settings) as context:
+        run_agg_producer(settings, context)

@@ -15,6 +15,7 @@ from kstream_agg.core.errors import SettingsError
 from kstream_agg.core.logs import configure_logging
 from kstream_agg.core.settings import LogSettings
 from kstream_agg.stack import control
+from kstream_agg.stack.artifacts import ArtifactCache
 from kstream_agg.stack.layout import Layout
 from kstream_agg.stack.logfiles import follow, tail
 from kstream_agg.stack.plan import make_plan
@@ -67,7 +68,7 @@ def up(  # noqa: PLR0913 - each option of a command is an argument
     if not wait:
         click.echo(f"started on {folder}; 'kstream-agg stack status' shows how it is")
         return
-    console = Console()
+    console = _console()
     with console.status("starting") as line:
 
         def watch(status: StackStatus) -> None:
@@ -100,7 +101,7 @@ def status(*, as_json: bool, data_dir: Path | None) -> None:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
     else:
-        Console().print(status_table(found))
+        _console().print(status_table(found))
     if not found.is_healthy:
         raise click.exceptions.Exit(1)
 
@@ -139,6 +140,14 @@ def reset(*, yes: bool, data_dir: Path | None) -> None:
     click.echo(f"{folder} is removed")
 
 
+@stack.command(name="clean-cache")
+def clean_cache() -> None:
+    """Remove the downloaded components from the user's cache folder."""
+    cache = ArtifactCache()
+    removed = cache.clear()
+    click.echo(f"{cache.folder} is {'removed' if removed else 'not there'}")
+
+
 @stack.command(hidden=True)
 @click.argument("data_dir", type=click.Path(path_type=Path))
 def supervise(data_dir: Path) -> None:
@@ -148,6 +157,12 @@ def supervise(data_dir: Path) -> None:
         os._exit(0)
     configure_logging(LogSettings(format="json"), "stack")
     run_supervisor(data_dir)
+
+
+def _console() -> Console:
+    """Wide enough where no terminal tells how wide."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 def _shift(settings: StackSettings, offset: int) -> StackSettings:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
 
 from kstream_agg.core.logs import configure_logging
-from kstream_agg.core.settings import load_settings
+from kstream_agg.core.settings import ENV_PREFIX, load_settings
+from kstream_agg.kafka.cluster import KafkaCluster
 from kstream_agg.sinks.settings import AggregatorView, ToolSettings, load_aggregator_view
 from kstream_agg.stack.endpoints import find_running
 
 if TYPE_CHECKING:
     from kstream_agg.core.settings import LogSettings
 
-__all__ = ["open_tools"]
+__all__ = ["open_cluster", "open_tools", "output"]
+
+# Not a terminal: let no table be folded to 80 columns.
+_WIDE: Final = 400
+_BROKERS: Final = f"{ENV_PREFIX}KAFKA__BOOTSTRAP_SERVERS"
+_ANSWER_S: Final = 2.0
 
 
 def open_tools(tool: str) -> tuple[ToolSettings, AggregatorView]:
     """Settings of the tools and what they need to know of the aggregator; sets up logging.
 
     Where a local stack runs (`$KSTREAM_STACK_DIR`, else the checkout's live or demo folder), its
-    addresses are the defaults; environment variables go before them.
+    addresses and channels are the defaults. Environment variables go before them, and where the
+    environment names the brokers, it describes another stack: nothing is taken from this one.
 
     Args:
         tool: The subcommand, written into log lines.
@@ -28,7 +38,7 @@ def open_tools(tool: str) -> tuple[ToolSettings, AggregatorView]:
     Raises:
         SettingsError: A setting is wrong.
     """
-    running = find_running()
+    running = None if _BROKERS in os.environ else find_running()
     if running is not None:
         for name, value in running.environment.items():
             os.environ.setdefault(name, value)
@@ -42,3 +52,20 @@ def _quiet(log: LogSettings) -> LogSettings:
     if "level" in log.model_fields_set:
         return log
     return log.model_copy(update={"level": "warning"})
+
+
+def open_cluster(settings: ToolSettings, tool: str) -> KafkaCluster:
+    """The Kafka cluster, once it has answered.
+
+    Raises:
+        UnavailableError: No broker answers within a few seconds.
+    """
+    cluster = KafkaCluster(settings.kafka, tool)
+    cluster.wait_for_brokers(threading.Event(), _ANSWER_S)
+    return cluster
+
+
+def output() -> Console:
+    """Where a tool prints its tables: standard output, as wide as it is or as they need."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDE)

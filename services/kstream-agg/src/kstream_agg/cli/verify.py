@@ -8,16 +8,17 @@ import threading
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from kstream_agg.cli.tools import open_tools
+from kstream_agg.cli.tools import open_tools, output
 from kstream_agg.core.clock import SystemClock
 from kstream_agg.sinks.connectors import load_sinks
 from kstream_agg.sinks.patience import Patience
 from kstream_agg.verify.run import verify as run_verify
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from kstream_agg.verify.report import Report
 
 __all__ = ["verify"]
@@ -54,7 +55,7 @@ def verify(*, wait_for_window: bool, timeout_s: float, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:
-        _show(report, Console())
+        _show(report, output())
     sys.exit(report.exit_code)
 
 

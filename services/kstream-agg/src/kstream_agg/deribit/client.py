@@ -93,7 +93,24 @@ class StreamClient:
         Raises:
             ChannelRefusedError: On a first start the exchange does not give us the channels.
         """
-        while not self._stop.is_set():
+        sessions = asyncio.create_task(self._run_sessions())
+        stopped = asyncio.create_task(self._wait_for_stop())
+        try:
+            await asyncio.wait({sessions, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sessions, stopped):
+                task.cancel()
+            await asyncio.gather(sessions, stopped, return_exceptions=True)
+            self._up.set(0)
+        if not sessions.cancelled():
+            sessions.result()
+
+    async def _wait_for_stop(self) -> None:
+        while not self._stop.is_set():  # noqa: ASYNC110 - set by a signal handler, not in this loop
+            await asyncio.sleep(_TICK_S)
+
+    async def _run_sessions(self) -> None:
+        while True:
             started = self._clock.monotonic()
             opened = False
             self._lost = None
@@ -105,8 +122,6 @@ class StreamClient:
                 # UnicodeError: a host name that cannot be written as a DNS name.
                 lost = Lost(_describe(error))
             self._up.set(0)
-            if self._stop.is_set():
-                return
             if self._clock.monotonic() - started > _STABLE_S:
                 self._backoff.reset()
             await self._wait(lost, opened=opened)
@@ -138,7 +153,7 @@ class StreamClient:
             await asyncio.gather(*tasks, return_exceptions=True)
         for task in done:
             task.result()
-        return self._lost or Lost("stopping")
+        return self._lost or Lost("ended without a reason")
 
     async def _read(self, websocket: ClientConnection, session: Session) -> None:
         clock = self._clock
@@ -149,7 +164,7 @@ class StreamClient:
             await self._apply(websocket, session, events)
 
     async def _tick(self, websocket: ClientConnection, session: Session) -> None:
-        while self._lost is None and not self._stop.is_set():
+        while self._lost is None:
             now = self._ticked_at = self._clock.monotonic()
             # While we do not read, the exchange's silence is ours.
             if not self._waiting_for_room:
@@ -227,7 +242,7 @@ class StreamClient:
             )
         self._health.set_not_ready(f"no session with the exchange at {url}: {reason}")
         until = self._clock.monotonic() + wait
-        while not self._stop.is_set() and (left := until - self._clock.monotonic()) > 0:
+        while (left := until - self._clock.monotonic()) > 0:
             self._ticked_at = self._clock.monotonic()
             await asyncio.sleep(min(_TICK_S, left))
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 from kstream_agg.deribit.events import BadFrame
 
 if TYPE_CHECKING:
-    from kstream_agg.core.clock import Clock
     from kstream_agg.deribit.frames import TradeBatch
 
 __all__ = ["HandOver", "Receipt"]
 
+_TRADE_BYTES: Final = 256  # a usual trade in a frame
 _FULL_PAUSE_S: Final = 0.005  # at full speed this is 1% of the queue's default length
 
 
@@ -37,9 +37,9 @@ class Receipt:
 
     @property
     def weight(self) -> int:
-        """How much of the queue it takes: its trades, at least one."""
+        """How much of the queue it takes: its trades, or as many as would be as long."""
         if isinstance(self.content, BadFrame):
-            return 1
+            return 1 + len(self.content.frame) // _TRADE_BYTES
         return max(1, len(self.content.trades) + len(self.content.rejected))
 
 
@@ -48,17 +48,14 @@ class HandOver:
 
     Args:
         limit: How many trades it holds. A receipt larger than that is taken when it is empty.
-        clock: Measures standstill.
     """
 
-    def __init__(self, limit: int, clock: Clock) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._clock = clock
         self._items: deque[tuple[Receipt, int]] = deque()
         self._weight = 0
         self._condition = threading.Condition()
         self._closed = False
-        self._progress_at = clock.monotonic()
 
     def __len__(self) -> int:
         return self._weight
@@ -74,8 +71,6 @@ class HandOver:
         with self._condition:
             if self._items and self._weight + weight > self._limit:
                 return False
-            if not self._items:
-                self._progress_at = self._clock.monotonic()
             self._items.append((receipt, weight))
             self._weight += weight
             self._condition.notify()
@@ -95,7 +90,6 @@ class HandOver:
                 return None
             receipt, weight = self._items.popleft()
             self._weight -= weight
-            self._progress_at = self._clock.monotonic()
             return receipt
 
     def close(self) -> None:
@@ -103,9 +97,3 @@ class HandOver:
         with self._condition:
             self._closed = True
             self._condition.notify_all()
-
-    def standstill_s(self) -> float:
-        """Seconds since the last receipt was taken, while others wait; 0 when none waits."""
-        if not self._items:
-            return 0.0
-        return self._clock.monotonic() - self._progress_at

@@ -24,8 +24,9 @@ from kstream_agg.kafka.registry import SchemaRegistry
 from kstream_agg.kafka.writer import RecordWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from kstream_agg.core.clock import Clock
     from kstream_agg.core.service import ServiceContext
     from kstream_agg.deribit.settings import RawProducerSettings
 
@@ -54,9 +55,9 @@ def run_raw_producer(settings: RawProducerSettings, ctx: ServiceContext) -> None
         publisher = TradePublisher(
             writer, settings.channels, schema_ids, ctx.metrics, ctx.telemetry.tracer
         )
-        handover = HandOver(settings.exchange.queue_trades, ctx.clock)
-        ctx.health.add_check("kafka", lambda: _check_standstill(handover))
-        worker = PublishWorker(handover, publisher, writer, on_failure=ctx.stop.set)
+        handover = HandOver(settings.exchange.queue_trades)
+        worker = PublishWorker(handover, publisher, writer, ctx.clock, on_failure=ctx.stop.set)
+        ctx.health.add_check("kafka", worker.check)
         ctx.health.set_not_ready(f"connecting to the exchange at {settings.exchange.url}")
         client = StreamClient(settings.exchange, settings.channels, handover, ctx)
         worker.start()
@@ -74,6 +75,7 @@ class PublishWorker:
         handover: Where they come from.
         publisher: Makes records of them.
         writer: Serves its delivery reports.
+        clock: Measures how long nothing is delivered.
         on_failure: Called once when the thread cannot go on.
     """
 
@@ -82,12 +84,16 @@ class PublishWorker:
         handover: HandOver,
         publisher: TradePublisher,
         writer: RecordWriter,
+        clock: Clock,
         on_failure: Callable[[], None],
     ) -> None:
         self._handover = handover
         self._publisher = publisher
         self._writer = writer
+        self._clock = clock
         self._on_failure = on_failure
+        self._delivered = 0
+        self._progress_at = clock.monotonic()
         self._failure: BaseException | None = None
         # A daemon: a producer that waits for a dead Kafka must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="publish", daemon=True)
@@ -118,6 +124,20 @@ class PublishWorker:
         self._writer.flush(max(0.0, deadline - time.monotonic()))
         self._publisher.end_spans()
 
+    def check(self) -> str | None:
+        """A health check: what is wrong when records wait and none is delivered."""
+        still = self._clock.monotonic() - self._progress_at
+        if still <= _STANDSTILL_S:
+            return None
+        waiting = self._writer.in_flight
+        return f"Kafka has taken nothing for {still:.0f} s, while {waiting} records wait"
+
+    def _note_progress(self) -> None:
+        delivered = self._writer.delivered
+        if delivered != self._delivered or self._writer.in_flight == 0:
+            self._delivered = delivered
+            self._progress_at = self._clock.monotonic()
+
     def _run(self) -> None:
         try:
             while not self._handover.finished:
@@ -127,6 +147,7 @@ class PublishWorker:
                     self._publisher.publish(receipt)
                 self._writer.poll()
                 self._publisher.end_spans()
+                self._note_progress()
         except BaseException as error:  # noqa: BLE001 - a thread's end must reach the main thread, whatever it is
             self._failure = error
             self._on_failure()
@@ -149,16 +170,22 @@ def _prepare(settings: RawProducerSettings, ctx: ServiceContext) -> dict[str, in
     if not _until_available(ctx.stop, lambda: cluster.create_topics(topics)):
         return None
     ctx.health.set_not_ready(f"waiting for the schema registry at {settings.registry.url}")
-    registry = SchemaRegistry(settings.registry)
-    if not registry.wait(ctx.stop):
-        return None
+    with SchemaRegistry(settings.registry) as registry:
+        return _register(registry, settings.raw_topics, ctx.stop)
+
+
+def _register(
+    registry: SchemaRegistry, topics: Sequence[str], stop: threading.Event
+) -> dict[str, int] | None:
     schema_ids: dict[str, int] = {}
 
     def register() -> None:
-        for topic in settings.raw_topics:
+        for topic in topics:
             schema_ids[topic] = registry.register_value(topic, RAW_TRADE)
 
-    return schema_ids if _until_available(ctx.stop, register) else None
+    if registry.wait(stop) and _until_available(stop, register):
+        return schema_ids
+    return None
 
 
 def _until_available(stop: threading.Event, step: Callable[[], object]) -> bool:
@@ -172,10 +199,3 @@ def _until_available(stop: threading.Event, step: Callable[[], object]) -> bool:
         else:
             return True
     return False
-
-
-def _check_standstill(handover: HandOver) -> str | None:
-    waited = handover.standstill_s()
-    if waited > _STANDSTILL_S:
-        return f"{len(handover)} trades have waited {waited:.0f} s for Kafka"
-    return None

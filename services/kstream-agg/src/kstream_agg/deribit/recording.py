@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
     from kstream_agg.deribit.recording_formats import WireTrade
 
-__all__ = ["Recording", "read_recording", "shift_trade", "shipped_recording_path", "tick_direction"]
+__all__ = [
+    "Recording",
+    "in_time_order",
+    "read_recording",
+    "shift_trade",
+    "shipped_recording_path",
+    "tick_direction",
+]
 
 _CSV_SUFFIXES: Final = (".csv", ".csv.gz")
 _JSONL_SUFFIXES: Final = (".jsonl", ".jsonl.gz")
@@ -78,8 +85,9 @@ def read_recording(path: Path) -> Recording:
 
     Args:
         path: `.csv` or `.csv.gz` with a column per field of the exchange's trade (`trade_id`,
-            `instrument_name`, `price`, `amount`, `direction` and `timestamp` must be there), or
-            `.jsonl` or `.jsonl.gz` with a websocket frame or a bare trade a line.
+            `instrument_name`, `price`, `amount`, `direction` and `timestamp` must be there), its
+            rows put in the order of time; or `.jsonl` or `.jsonl.gz` with a websocket frame or a
+            bare trade a line, kept in their order.
 
     Raises:
         SettingsError: The file cannot be opened, or its name ends otherwise.
@@ -90,12 +98,28 @@ def read_recording(path: Path) -> Recording:
             f"the recording '{path}' is not a file", remedy="give the path of a recording"
         )
     if path.name.endswith(_CSV_SUFFIXES):
-        return Recording.of(csv_trades(path), name=path.name)
+        return Recording.of(in_time_order(csv_trades(path)), name=path.name)
     if path.name.endswith(_JSONL_SUFFIXES):
         lines = jsonl_trades(path)
         return Recording.of(lines.trades, name=path.name, ignored=lines.ignored)
     known = ", ".join(_CSV_SUFFIXES + _JSONL_SUFFIXES)
     raise SettingsError(f"the recording '{path}' has none of the endings {known}")
+
+
+def in_time_order(trades: Iterable[WireTrade]) -> list[WireTrade]:
+    """The trades as one session would have brought them.
+
+    Tables are often written instrument after instrument. An instrument's own order is kept, also
+    where its timestamps step back a little.
+    """
+    latest: dict[str, int] = {}
+    keyed = []
+    for trade in trades:
+        name = trade["instrument_name"]
+        latest[name] = max(latest.get(name, 0), trade["timestamp"])
+        keyed.append((latest[name], trade))
+    keyed.sort(key=lambda pair: pair[0])
+    return [trade for _, trade in keyed]
 
 
 def shipped_recording_path() -> Path:

@@ -98,6 +98,7 @@ class Session:
         times: SessionTimes | None = None,
     ) -> None:
         self._subscription = Subscription(channels)
+        self._wanted = frozenset(channels)
         self._attempts = attempts
         self._times = times or SessionTimes()
         self._calls: dict[int, _Call] = {}
@@ -157,7 +158,7 @@ class Session:
         return self._send_due(now)
 
     def _route(self, batch: TradeBatch, frame: bytes) -> Event:
-        if batch.channel in self._subscription.wanted:
+        if batch.channel in self._wanted:
             return Trades(batch)
         error = InvalidRecordError(
             f"trades of {batch.channel}, which was not asked for", stage="decode"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from kstream_agg.core.names import channel_topic
 from kstream_agg.core.settings import ServiceSettings, SettingsGroup
 
 __all__ = ["ExchangeSettings", "RawProducerSettings"]
@@ -32,3 +33,14 @@ class RawProducerSettings(ServiceSettings):
     """Settings of the raw-producer."""
 
     exchange: ExchangeSettings = ExchangeSettings()
+
+    @field_validator("channels", mode="after")
+    @classmethod
+    def _check_topics(cls, channels: tuple[str, ...]) -> tuple[str, ...]:
+        """Two intervals of one channel deliver the same trades into the same topic."""
+        seen: dict[str, str] = {}
+        for channel in channels:
+            other = seen.setdefault(channel_topic(channel), channel)
+            if other != channel:
+                raise ValueError(f"'{other}' and '{channel}' deliver the same trades; keep one")
+        return channels

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-import re
 import threading
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from kstream_agg.core.clock import Clock, SystemClock
-from kstream_agg.core.errors import SettingsError, UnavailableError
+from kstream_agg.core.errors import UnavailableError
 from kstream_agg.core.logs import get_logger
 from kstream_agg.deribit.recording import Recording
 from kstream_agg.deribit.simulation.exchange import Exchange
-from kstream_agg.deribit.simulation.playback import Pace, Playback
+from kstream_agg.deribit.simulation.options import (
+    SimulatorOptions,
+    change_options,
+    choose_trades,
+)
+from kstream_agg.deribit.simulation.playback import Playback
 from kstream_agg.deribit.simulation.server import REST_PATH, WEBSOCKET_PATH, SimulatorServer
+from kstream_agg.deribit.simulation.state import SimulatorState, StateFile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
@@ -40,58 +42,6 @@ __all__ = [
 ]
 
 _log = get_logger(__name__)
-
-
-def _parse_speed(value: object) -> object:
-    if value == "max":
-        return value
-    try:
-        speed = float(str(value))
-    except ValueError:
-        speed = 0.0
-    if not 0 < speed < math.inf:
-        raise ValueError(f"'{value}' is neither a number above 0 nor max")
-    return speed
-
-
-Speed: TypeAlias = Annotated[float | Literal["max"], BeforeValidator(_parse_speed)]
-
-
-class SimulatorOptions(BaseModel):
-    """How a recording is played and where; the defaults are a test's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    host: str = "127.0.0.1"
-    port: int = Field(default=0, ge=0, lt=65536)
-    """0 takes a free one."""
-    speed: Speed = "max"
-    """1 is the speed it was recorded at, N is N times that, `max` as fast as it is read."""
-    shift_to_now: bool = False
-    """Move the timestamps so that the recording ends when the simulator starts."""
-    past_at_once: bool = False
-    """Trades of the past happen at once, as fast as they are read; later ones at `speed`."""
-    loop: float = Field(default=0, ge=0, le=100_000)
-    """Trades per second, repeated with the present time after the recording's end; 0: none."""
-    instruments: str | None = None
-    """Play only instruments whose whole name matches this regular expression."""
-    frame_trades: int = Field(default=100, ge=1, le=10_000)
-    """Trades in a notification at most."""
-    history: int = Field(default=200_000, ge=1)
-    """Trades per currency that the history calls can still give; the oldest go first."""
-    compression: bool = False
-    """Offer permessage-deflate, as the exchange does; over loopback it only costs CPU."""
-    seed: int = 0
-    """For what is left to chance."""
-
-    @property
-    def pace(self) -> Pace:
-        """The part of these options that is about time."""
-        speed = None if self.speed == "max" else self.speed
-        return Pace(speed, self.past_at_once, self.loop)
-
-
-OptionsT = TypeVar("OptionsT", bound=SimulatorOptions)
 
 
 class SimulatorHandle:
@@ -117,7 +67,7 @@ class SimulatorHandle:
 
     async def played(self) -> None:
         """Return once the recording's last trade was written to every subscriber."""
-        await self._server.played.wait()
+        await self._server.wait_played()
 
     async def run(self) -> None:
         """Return never; raise what the playback fails with."""
@@ -147,57 +97,72 @@ async def running_simulator(
     chosen = change_options(options or SimulatorOptions(), changes)
     clock = clock or SystemClock()
     recording = trades if isinstance(trades, Recording) else Recording.of(trades)
-    recording = _prepare(recording, chosen, clock)
+    world = _World(choose_trades(recording, chosen), chosen, clock)
     server = SimulatorServer(
-        Exchange(recording.trades, history=chosen.history),
-        Playback(recording.trades, chosen.pace),
+        world.exchange,
+        world.playback,
         clock,
         host=chosen.host,
         port=chosen.port,
         frame_trades=chosen.frame_trades,
         compression=chosen.compression,
         seed=chosen.seed,
+        on_played=world.save_running,
     )
     async with server:
-        yield SimulatorHandle(server, recording, chosen.host)
+        yield SimulatorHandle(server, world.recording, chosen.host)
+    world.save_stopped()
 
 
-def change_options(options: OptionsT, changes: dict[str, Any]) -> OptionsT:
-    """The options with some replaced.
+class _World:
+    """The exchange and its playback, new or as an earlier start left them."""
 
-    Raises:
-        SettingsError: One is unknown or has a wrong value.
-    """
-    try:
-        return type(options).model_validate({**options.model_dump(), **changes})
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{item['loc'][0]}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors(include_input=False)
+    def __init__(self, recording: Recording, options: SimulatorOptions, clock: Clock) -> None:
+        self._clock = clock
+        self._loop = options.loop
+        self._file = StateFile(options.state) if options.state else None
+        now_ms = clock.now_ms()
+        state = self._file.load(recording.name, len(recording.trades)) if self._file else None
+        if options.shift_to_now:
+            recording = recording.ending_at(state.last_ms if state else now_ms)
+        self.recording = recording
+        self.exchange = Exchange(recording.trades, history=options.history)
+        self.playback = Playback(
+            recording.trades, options.pace, looped=state.looped if state else None
         )
-        raise SettingsError(f"wrong options of the simulator: {wrong}") from error
+        if state is not None:
+            self._go_on(state, now_ms, options.history)
 
+    def save_running(self) -> None:
+        """The loop has begun: from now on a crash counts as having run on."""
+        began = self.playback.loop_began
+        if began is not None:
+            self._save(began.wall_ms, self._loop)
 
-def _prepare(recording: Recording, options: SimulatorOptions, clock: Clock) -> Recording:
-    """Filter and shift a recording as the options say.
+    def save_stopped(self) -> None:
+        """The end, in good order."""
+        if self.playback.loop_began is not None:
+            self._save(self._clock.now_ms(), 0)
 
-    Raises:
-        SettingsError: The expression is wrong, or no trade is left.
-    """
-    if options.instruments is not None:
-        try:
-            wanted = re.compile(options.instruments)
-        except re.error as error:
-            raise SettingsError(
-                f"instruments '{options.instruments}' is not a regular expression: {error}"
-            ) from error
-        recording = recording.only(name for name in recording.instruments if wanted.fullmatch(name))
-    if not recording.trades:
-        raise SettingsError(
-            f"the recording '{recording.name}' has no trade to play",
-            remedy="choose another recording, or other instruments",
+    def _go_on(self, state: SimulatorState, now_ms: int, history: int) -> None:
+        self.exchange.publish(self.recording.trades)
+        missed = state.looped_since(now_ms)
+        self.exchange.publish(self.playback.catch_up(state.written_ms, state.loop, missed, history))
+        _log.info("going on where the last start ended", looped=self.playback.looped, missed=missed)
+
+    def _save(self, written_ms: int, loop: float) -> None:
+        if self._file is None:
+            return
+        self._file.save(
+            SimulatorState(
+                recording=self.recording.name,
+                trades=len(self.recording.trades),
+                last_ms=max(trade["timestamp"] for trade in self.recording.trades),
+                looped=self.playback.looped,
+                written_ms=written_ms,
+                loop=loop,
+            )
         )
-    return recording.ending_at(clock.now_ms()) if options.shift_to_now else recording
 
 
 class SimulatorThread:

@@ -37,7 +37,7 @@ _SHIPPED_INSTRUMENTS: Final = "BTC-PERPETUAL|.+-[CP]"
 class ServiceOptions(SimulatorOptions):
     """`[simulator]`: what is played, how, and where."""
 
-    port: int = Field(default=8790, ge=0, lt=65536)
+    port: int = Field(default=8090, ge=0, lt=65536)
     recording: Path | None = None
     """A recording's file; default: the one that comes with the package."""
 

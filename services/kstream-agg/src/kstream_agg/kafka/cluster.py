@@ -22,7 +22,7 @@ __all__ = ["KafkaCluster", "TopicConfiguration", "TopicDescription", "topic_conf
 
 _log = get_logger(__name__)
 
-_REQUEST_TIMEOUT_S: Final = 10.0
+_REQUEST_TIMEOUT_S: Final = 5.0
 _HOUR_MS: Final = 3_600_000
 
 

@@ -215,8 +215,9 @@ class ColumnDecoder:
             if frame.height != count or not self._keys_match(frame[self._key], keys):
                 return None
             # Invalid UTF-8 has shown itself: the texts that only stand guard can go.
-            return frame.head(count - 1).select(
-                pl.col(name).cast(dtype) for name, dtype in self._types.items()
+            # Series by series: a query's start would cost more than the casts.
+            return pl.DataFrame(
+                [frame[name].head(count - 1).cast(dtype) for name, dtype in self._types.items()]
             )
         except _POLARS_ERRORS:
             return None

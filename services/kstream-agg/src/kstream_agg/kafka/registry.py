@@ -36,7 +36,12 @@ class SchemaRegistry:
     def __init__(self, settings: RegistrySettings) -> None:
         self._url = settings.url
         # Without a timeout the client waits for ever on a request that is never answered.
-        config: dict[str, Any] = {"url": settings.url, "timeout": settings.timeout_s}
+        # Who calls us repeats what fails, and says so; the client would do it in silence.
+        config: dict[str, Any] = {
+            "url": settings.url,
+            "timeout": settings.timeout_s,
+            "max.retries": 0,
+        }
         password = read_secret(settings.password, settings.password_file)
         if settings.username is not None:
             config["basic.auth.user.info"] = f"{settings.username}:{password or ''}"
@@ -147,9 +152,12 @@ class SchemaRegistry:
     def _incompatible(
         self, subject: str, schema: dict[str, Any], error: SchemaRegistryError
     ) -> SchemaIncompatibleError:
-        latest = self._client.get_latest_version(subject).schema
-        old: dict[str, Any] = json.loads(latest.schema_str or "{}")
-        differences = _differences(old, schema) or [error.error_message]
+        try:
+            latest = self._client.get_latest_version(subject).schema
+            differences = _differences(json.loads(latest.schema_str or "{}"), schema)
+        except Exception:  # noqa: BLE001 - whatever the client raises: the refusal itself is known
+            differences = []
+        differences = differences or [error.error_message]
         return SchemaIncompatibleError(
             f"the registry refuses the schema of '{subject}' as not backward compatible: "
             + "; ".join(differences),

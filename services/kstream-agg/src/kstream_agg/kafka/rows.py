@@ -53,7 +53,7 @@ class RowReader:
         record = self._decoder.decode(value)
         row = {name: self._field(record, name, dtype) for name, dtype in self._types.items()}
         named = row[self._key]
-        if named is not None and (key is None or named.encode() != key):
+        if isinstance(named, str) and (key is None or named.encode() != key):
             shown = "null" if key is None else f"'{key.decode('utf-8', 'replace')}'"
             raise InvalidRecordError(
                 f"the record's key is {shown}, its {self._key} '{named}'", stage="validate"

@@ -66,7 +66,7 @@ def explain(error: psycopg.Error, settings: PostgresSettings) -> KStreamError:
 
 
 def _connection_error(error: psycopg.Error, settings: PostgresSettings, place: str) -> KStreamError:
-    text = " ".join(str(error).split())
+    text = _last_sentence(str(error))
     if isinstance(error, psycopg.OperationalError) and error.pgconn is not None:
         needs_password = error.pgconn.needs_password or error.pgconn.used_password
         if needs_password:
@@ -79,6 +79,12 @@ def _connection_error(error: psycopg.Error, settings: PostgresSettings, place: s
         remedy="start the stack with `make run` or `make demo`, or set KSTREAM__POSTGRES__HOST "
         "and KSTREAM__POSTGRES__PORT",
     )
+
+
+def _last_sentence(text: str) -> str:
+    """The text of libpq without its list of addresses and its questions back."""
+    first = text.strip().splitlines()[0] if text.strip() else "no reason given"
+    return first.rsplit("failed: ", 1)[-1].removeprefix("FATAL: ").strip()
 
 
 def jdbc_url(settings: PostgresSettings) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from kstream_agg.core.names import average_topic, parse_period
+from kstream_agg.core.names import average_topic
 from kstream_agg.core.settings import (
     PostgresSettings,
     RegistrySettings,
+    Seconds,
     ServiceSettings,
     SettingsGroup,
     load_settings,
@@ -48,21 +49,14 @@ class ToolSettings(ServiceSettings):
     connect: ConnectSettings = ConnectSettings()
 
 
-def _seconds(value: object) -> object:
-    return parse_period(value) if isinstance(value, str) else value
-
-
-_Seconds = Annotated[float, BeforeValidator(_seconds)]
-
-
 class WindowView(BaseModel):
     """Of the aggregator's `[window]`, what decides which windows must exist; all in seconds."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    period: _Seconds = 300.0
-    grace: _Seconds = 0.0
-    allowed_lateness: _Seconds = 2.0
+    period: Seconds = 300.0
+    grace: Seconds = 0.0
+    allowed_lateness: Seconds = 2.0
 
 
 class AggregatorView(ServiceSettings):

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from importlib import resources
@@ -134,6 +135,27 @@ class ArtifactCache:
                 [(a.path, self._place(a), a.sha256, a.size) for a in missing], progress
             )
         return len(missing)
+
+    def clear(self) -> bool:
+        """Remove what the cache holds, and its folder when nothing else is in it.
+
+        Returns:
+            Whether there was anything to remove.
+
+        Raises:
+            StackError: The folder cannot be written.
+        """
+        if not self.folder.is_dir():
+            return False
+        with self.locked(), disk_errors(self.folder):
+            for name in ("maven", "unpacked"):
+                if (self.folder / name).is_dir():
+                    shutil.rmtree(self.folder / name)
+            (self.folder / ".lock").unlink()
+        # Somebody else's files in a folder that the user has named stay.
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+        return True
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

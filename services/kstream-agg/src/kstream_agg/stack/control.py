@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kstream_agg.core.errors import StackError, UnavailableError
+from kstream_agg.stack.doctor import refuse_lack
 from kstream_agg.stack.download import Fetcher, disk_errors
 from kstream_agg.stack.layout import Layout
 from kstream_agg.stack.plan import plan_context, read_plan, write_plan
@@ -20,6 +21,7 @@ from kstream_agg.stack.ports import check_ports
 from kstream_agg.stack.process import end_processes
 from kstream_agg.stack.profiles import artifact_groups, build_components, select_names
 from kstream_agg.stack.state import StackStatus, is_alive, read_state
+from kstream_agg.stack.unpack import unpack_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,14 +77,18 @@ def up(data_dir: Path, plan: Plan, *, progress: Progress | None = None) -> list[
     """
     layout = Layout(data_dir)
     _refuse_running(data_dir)
+    with disk_errors(data_dir):
+        layout.logs.mkdir(parents=True, exist_ok=True)
     _refuse_other_kind(layout, plan)
     orphans = _end_orphans(data_dir)
     names = select_names(plan.profile, plan.only)
     context = plan_context(plan, layout)
-    context.cache.ensure(artifact_groups(names), Fetcher(plan.repository), progress)
+    refuse_lack(context.cache, data_dir)
     check_ports(build_components(names, context))
+    groups = artifact_groups(names)
+    context.cache.ensure(groups, Fetcher(plan.repository), progress)
+    unpack_all(context.cache, groups)
     with disk_errors(data_dir):
-        layout.logs.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(layout.suspended, ignore_errors=True)
         layout.suspended.mkdir()
         write_plan(layout.plan, plan)

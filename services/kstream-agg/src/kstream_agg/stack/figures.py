@@ -56,16 +56,15 @@ class FiguresReader:
 
     Args:
         http_ports: Ports of the services' /metrics on 127.0.0.1.
-        postgres: How to reach the database, asked anew when a connection is needed: the
-            password stands in a file that the stack makes when it first starts.
-        tables: The topics whose tables are counted.
+        postgres: How to reach the database.
+        topics: Those whose tables are counted.
         monotonic: Seconds; rates are differences between two reads.
     """
 
     def __init__(
         self,
         http_ports: Sequence[int],
-        postgres: Callable[[], PostgresSettings],
+        postgres: PostgresSettings,
         topics: Sequence[str],
         monotonic: Callable[[], float],
     ) -> None:
@@ -98,6 +97,8 @@ class FiguresReader:
                 found[name] = found.get(name, 0.0) + value
         received = found.get(m.TRADES_RECEIVED.name)
         up = found.get(m.SESSION_UP.name)
+        # A counter with labels has no sample before its first event.
+        none_yet = 0.0 if found else None
         return Figures(
             trades_received=received,
             trades_per_s=self._rate(received),
@@ -106,8 +107,8 @@ class FiguresReader:
             records_behind=found.get(m.CONSUMER_LAG_RECORDS.name),
             windows_open=found.get(m.WINDOWS_OPEN.name),
             windows_emitted=found.get(m.WINDOWS_EMITTED.name),
-            late=found.get(m.RECORDS_LATE.name),
-            dead_letters=found.get(m.DEAD_LETTERS.name),
+            late=found.get(m.RECORDS_LATE.name, none_yet),
+            dead_letters=found.get(m.DEAD_LETTERS.name, none_yet),
             rows=self._rows(),
         )
 
@@ -129,21 +130,22 @@ class FiguresReader:
     def _rows(self) -> dict[str, int] | None:
         try:
             if self._connection is None:
-                self._connection = connect(self._postgres())
+                self._connection = connect(self._postgres)
                 self._connection.execute(f"SET statement_timeout = {_COUNT_TIMEOUT_MS}")
-            return {table: self._count(self._connection, table) for table in self._tables}
+            counts = {table: self._count(self._connection, table) for table in self._tables}
+            return {table: count for table, count in counts.items() if count is not None}
         except (KStreamError, psycopg.Error):
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
             return None
 
-    def _count(self, connection: psycopg.Connection[Any], table: str) -> int:
+    def _count(self, connection: psycopg.Connection[Any], table: str) -> int | None:
         estimate = connection.execute(
             "SELECT n_live_tup FROM pg_stat_user_tables WHERE relname = %s", (table,)
         ).fetchone()
         if estimate is None:
-            return 0
+            return None
         if estimate[0] <= _EXACT_UP_TO:
             query = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -19,6 +20,7 @@ from kstream_agg.stack.unit import Unit
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+    from concurrent.futures import Executor
     from types import FrameType
 
     from kstream_agg.core.clock import Clock
@@ -52,7 +54,7 @@ class Supervisor:
         self,
         components: Sequence[Component],
         launcher: Launcher,
-        executor: ThreadPoolExecutor,
+        executor: Executor,
         clock: Clock,
         restart: RestartSettings,
     ) -> None:
@@ -158,7 +160,7 @@ def _run(
         while asked.count:
             asked.count -= 1
             supervisor.stop()
-        supervisor.tick({path.name for path in layout.suspended.iterdir()})
+        supervisor.tick(_suspended(layout))
         ended = supervisor.is_stopped
         status = StackStatus(
             profile=profile,
@@ -167,13 +169,30 @@ def _run(
             started_at=started_at,
             components=tuple(unit.status() for unit in supervisor.units),
         )
-        if status != written:
-            write_state(layout.state, status)
+        if status != written and _written(layout, status):
             written = status
         if ended:
             return
         if clock.monotonic() - rotated_at > _ROTATE_EVERY_S:
-            rotate_logs(layout.logs)
+            with contextlib.suppress(OSError):  # a full disk must not end the stack
+                rotate_logs(layout.logs)
             rotated_at = clock.monotonic()
         asked.wake.wait(_TICK_CALM_S if supervisor.is_calm else _TICK_BUSY_S)
         asked.wake.clear()
+
+
+def _suspended(layout: Layout) -> set[str]:
+    try:
+        return {path.name for path in layout.suspended.iterdir()}
+    except OSError:
+        return set()
+
+
+def _written(layout: Layout, status: StackStatus) -> bool:
+    """Write the state; on a full disk it is tried again with the next look."""
+    try:
+        write_state(layout.state, status)
+    except OSError as error:
+        _log.warning("state not written", reason=error.strerror)
+        return False
+    return True

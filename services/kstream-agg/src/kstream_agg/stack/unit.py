@@ -35,6 +35,8 @@ _log = get_logger(__name__)
 
 _PROBE_STARTING_S = 0.2
 _PROBE_READY_S = 5.0
+# After an answer that failed: soon, but no load on one that is struggling.
+_PROBE_DOUBT_S = 1.0
 # One slow answer on a busy machine is no news.
 _FAILURES_TO_UNHEALTHY = 2
 
@@ -191,7 +193,7 @@ class Unit:
 
     def _take_answer(self, answer: Future[str | None]) -> None:
         said = _error_of(answer) or answer.result()
-        pause = _PROBE_READY_S if self._state == "ready" else _PROBE_STARTING_S
+        pause = _PROBE_STARTING_S if self._state == "starting" else _PROBE_DOUBT_S
         self._next_probe = self._clock.monotonic() + pause
         if said is not None:
             self._failures += 1
@@ -264,5 +266,6 @@ def _error_of(task: Future[None] | Future[str | None]) -> str | None:
 
 def _explain_exit(code: int) -> str:
     if code < 0:
-        return f"ended by {signal.Signals(-code).name}"
+        names = {number.value: number.name for number in signal.Signals}
+        return f"ended by {names.get(-code, f'signal {-code}')}"
     return f"ended with exit code {code}"

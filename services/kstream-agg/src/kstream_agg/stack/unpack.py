@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING
 from kstream_agg.stack.download import disk_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from kstream_agg.stack.artifacts import ArtifactCache
 
-__all__ = ["unpack_connector_plugins", "unpack_registry"]
+__all__ = [
+    "plugin_folders",
+    "registry_folder",
+    "unpack_all",
+    "unpack_connector_plugins",
+    "unpack_registry",
+]
 
 _CONVERTER_INTERFACE = "org.apache.kafka.connect.storage.Converter"
 _CONVERTER = "io.apicurio.registry.utils.converter.AvroConverter"
@@ -27,6 +33,28 @@ _MARKER = ".complete"
 
 # Drivers of other databases in the connector's bundle: unused here, and the largest of its files.
 _UNUSED_DRIVERS = ("ojdbc", "mysql-connector", "mariadb-java-client", "mssql-jdbc")
+
+
+def registry_folder(cache: ArtifactCache) -> Path:
+    """Where the registry's programs are once they are unpacked."""
+    return cache.unpacked("registry")
+
+
+def plugin_folders(cache: ArtifactCache) -> tuple[Path, Path]:
+    """The entries of Connect's `plugin.path` once they are unpacked."""
+    return cache.unpacked("jdbc-connector"), cache.unpacked("avro-converter")
+
+
+def unpack_all(cache: ArtifactCache, groups: Collection[str]) -> None:
+    """Unpack what these groups need; what is there and whole stays.
+
+    Raises:
+        StackError: The disk is full or the cache cannot be written.
+    """
+    if "registry" in groups:
+        unpack_registry(cache)
+    if "jdbc-connector" in groups:
+        unpack_connector_plugins(cache)
 
 
 def unpack_registry(cache: ArtifactCache) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
@@ -19,7 +20,7 @@ from kstream_agg.core.errors import UnavailableError
 from kstream_agg.kafka.failures import kafka_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
     from types import TracebackType
 
     from confluent_kafka import Message
@@ -162,7 +163,7 @@ class TopicReader:
             if tp.offset >= 0
         }
 
-    def read(self, spans: Mapping[TopicPart, Span]) -> Iterator[Record]:
+    def read(self, spans: Mapping[TopicPart, Span]) -> Generator[Record]:
         """The records of the spans; those of one partition in offset order.
 
         Raises:
@@ -207,9 +208,15 @@ class TopicReader:
             if offset + (error is None) >= span.end:
                 del open_spans[part]
 
-    def has_records(self, part: TopicPart, span: Span) -> bool:
-        """Whether a record stands in the span: transactions leave offsets without one."""
-        return any(True for _ in self.read({part: span}))
+    def has_records(
+        self, part: TopicPart, span: Span, counts: Callable[[Record], bool] = lambda _: True
+    ) -> bool:
+        """Whether a record that counts stands in the span.
+
+        There can be none even in a long span: the ends of transactions take offsets too.
+        """
+        with contextlib.closing(self.read({part: span})) as records:
+            return any(counts(record) for record in records)
 
 
 def _record(part: TopicPart, offset: int, message: Message) -> Record:

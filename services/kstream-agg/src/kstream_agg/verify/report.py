@@ -19,12 +19,10 @@ class Check:
     Args:
         name: What is compared with what.
         topic: Over which topic.
-        essential: Whether having compared nothing here is a failure.
     """
 
     name: str
     topic: str
-    essential: bool = True
     compared: int = 0
     differences: int = 0
     examples: list[str] = field(default_factory=list)
@@ -51,13 +49,12 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0: all equal; 1: a difference; 2: a check that must compare something had nothing."""
+        """0: all equal; 1: a difference; 2: one kind of check had nothing to compare."""
         if any(check.differences for check in self.checks):
             return _DIFFERENT
         compared: dict[str, int] = {}
         for check in self.checks:
-            if check.essential:
-                compared[check.name] = compared.get(check.name, 0) + check.compared
+            compared[check.name] = compared.get(check.name, 0) + check.compared
         return 0 if compared and all(compared.values()) else _NOTHING_COMPARED
 
     def as_dict(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from kstream_agg.deribit.simulation.rpc import Moment, Params, RpcError, error_r
 from kstream_agg.deribit.simulation.session import Close, Output, SimulatedSession
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -84,6 +84,7 @@ class SimulatorServer:
         frame_trades: Trades in a notification at most.
         compression: Offer permessage-deflate; over loopback it only costs CPU.
         seed: For what is left to chance.
+        on_played: Called when the recording is played and its loop begins.
 
     Raises:
         UnavailableError: On entering: the address cannot be listened on.
@@ -100,6 +101,7 @@ class SimulatorServer:
         frame_trades: int = 100,
         compression: bool = False,
         seed: int = 0,
+        on_played: Callable[[], None] | None = None,
     ) -> None:
         self.exchange = exchange
         self.playback = playback
@@ -111,6 +113,7 @@ class SimulatorServer:
         self._frame_trades = frame_trades
         self._compression = "deflate" if compression else None
         self._seed = seed
+        self._on_played = on_played
         self._opened = 0
         self._links: set[_Link] = set()
         self._first_subscription = asyncio.Event()
@@ -143,6 +146,7 @@ class SimulatorServer:
             ) from error
         self.port = next(iter(self._server.sockets)).getsockname()[1]
         self._player = asyncio.create_task(self._play(), name="simulator playback")
+        self._player.add_done_callback(lambda _: self.played.set())
         return self
 
     async def __aexit__(
@@ -158,6 +162,13 @@ class SimulatorServer:
         await self._server.wait_closed()
         with contextlib.suppress(asyncio.CancelledError):
             await self._player
+
+    async def wait_played(self) -> None:
+        """Return once the recording's last trade was written; raise what playing fails with."""
+        assert self._player is not None  # noqa: S101 - set on entering
+        await self.played.wait()
+        if self._player.done():
+            self._player.result()
 
     async def run(self) -> None:
         """Wait as long as the playback runs, which is until it is cancelled or fails."""
@@ -211,8 +222,7 @@ class SimulatorServer:
                     *(link.send(link.session.publish(happened, now)) for link in links)
                 )
             if self.playback.played and not self.played.is_set():
-                self.played.set()
-                _log.info("the recording is played", trades=self.exchange.published)
+                self._finish_recording()
             wait_s = self.playback.wait_s(self._now())
             if wait_s is None:
                 await asyncio.Event().wait()  # stay up, idle
@@ -220,6 +230,12 @@ class SimulatorServer:
                 await asyncio.sleep(max(wait_s, _TICK_S))
             else:
                 await asyncio.sleep(0)
+
+    def _finish_recording(self) -> None:
+        self.played.set()
+        _log.info("the recording is played", trades=self.exchange.published)
+        if self._on_played is not None:
+            self._on_played()
 
     def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer REST; None lets the websocket handshake go on."""

@@ -12,19 +12,20 @@ from kstream_agg.core.errors import UnavailableError
 from kstream_agg.stack.component import Component
 from kstream_agg.stack.java import java_command, plain_environment
 from kstream_agg.stack.probes import http_probe
-from kstream_agg.stack.unpack import unpack_registry
+from kstream_agg.stack.unpack import registry_folder
 
 if TYPE_CHECKING:
     from kstream_agg.stack.context import StackContext
 
 __all__ = ["registry_component", "registry_url"]
 
+_API = "/apis/ccompat/v7"
 _JOURNAL = "kafkasql-journal"
 
 
 def registry_url(port: int) -> str:
     """The address of the Confluent-compatible API."""
-    return f"http://127.0.0.1:{port}/apis/ccompat/v7"
+    return f"http://127.0.0.1:{port}{_API}"
 
 
 def registry_component(context: StackContext) -> Component:
@@ -43,10 +44,14 @@ def registry_component(context: StackContext) -> Component:
             "-Dapicurio.storage.kind=kafkasql",
             f"-Dapicurio.kafkasql.bootstrap.servers={bootstrap}",
             f"-Dapicurio.kafkasql.topic={_JOURNAL}",
+            # It waits so long for snapshots and old journals that are not there, four times.
+            "-Dapicurio.kafkasql.consumer.poll.timeout=1000",
+            "-Dquarkus.http.access-log.enabled=false",
+            '-Dquarkus.log.category."org.apache.kafka".level=WARN',
             "-jar",
-            str(unpack_registry(context.cache) / "quarkus-run.jar"),
+            str(registry_folder(context.cache) / "quarkus-run.jar"),
         ),
-        probe=http_probe(f"{url}/subjects"),
+        probe=http_probe(ports.registry, f"{_API}/subjects"),
         env=plain_environment(),
         cwd=context.layout.folder,
         ports={

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kstream_agg.core.settings import ENV_PREFIX
 from kstream_agg.stack.component import Component
@@ -20,6 +20,16 @@ __all__ = [
     "raw_producer_component",
     "simulator_component",
 ]
+
+_PLAYBACK: Final = (
+    "recording",
+    "speed",
+    "loop",
+    "instruments",
+    "shift_to_now",
+    "past_at_once",
+    "seed",
+)
 
 
 def connectors_component(context: StackContext) -> Component:
@@ -71,16 +81,17 @@ def agg_producer_component(context: StackContext) -> Component:
 
 
 def simulator_component(context: StackContext) -> Component:
-    """The simulated exchange of a demo; the options of its command are those of the plan."""
+    """The simulated exchange of a demo; options of the plan are settings of its own."""
     port, http = context.ports.simulator, context.ports.simulator_http
-    names = ("recording", "loop", "speed", "instruments")
-    chosen = [(name, context.options[name]) for name in names if name in context.options]
-    options = [part for name, value in chosen for part in (f"--{name}", value)]
+    chosen = {name: context.options[name] for name in _PLAYBACK if name in context.options}
+    changes = {f"SIMULATOR__{name.upper()}": value for name, value in chosen.items()}
+    # With it a second start goes on numbering trades where the first one ended.
+    state = context.layout.folder / "deribit-simulator.json"
     return Component(
         name="deribit-simulator",
-        argv=_program("deribit-simulator", "--port", str(port), *options),
+        argv=_program("deribit-simulator", "--port", str(port), "--state", str(state)),
         probe=readiness_probe(http),
-        env=_environment(context, {"HTTP__PORT": str(http)}),
+        env=_environment(context, changes | {"HTTP__PORT": str(http)}),
         cwd=context.layout.folder,
         ports={"simulator": port, "simulator_http": http},
         address=f"ws://127.0.0.1:{port}/ws/api/v2",

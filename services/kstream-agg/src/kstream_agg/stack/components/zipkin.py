@@ -36,7 +36,7 @@ def zipkin_component(context: StackContext) -> Component:
             "--zipkin.storage.mem.max-spans=50000",
             "--zipkin.self-tracing.enabled=false",
         ),
-        probe=http_probe(f"{zipkin_url(port)}/health"),
+        probe=http_probe(port, "/health"),
         env=plain_environment(),
         cwd=context.layout.folder,
         ports={"zipkin": port},

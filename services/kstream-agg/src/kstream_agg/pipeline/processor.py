@@ -1,0 +1,80 @@
+"""What the consumer loop asks of a processor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from confluent_kafka import Message
+
+__all__ = ["BatchProcessor", "CommitPoint", "Outlet", "Partition"]
+
+
+class Partition(NamedTuple):
+    """A partition of a topic."""
+
+    topic: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitPoint:
+    """A committed offset and the text that is kept with it.
+
+    Args:
+        offset: Where reading begins after a restart.
+        metadata: Up to 4,096 bytes, the broker's limit.
+    """
+
+    offset: int
+    metadata: str = ""
+
+
+class BatchProcessor(Protocol):
+    """Takes batches, one partition at a time; called from the loop's thread only."""
+
+    def assign(self, partition: Partition, committed: CommitPoint | None, end: int) -> int | None:
+        """A partition has come: make its state.
+
+        Args:
+            partition: The partition.
+            committed: What was committed last; None when nothing was.
+            end: The partition's end offset.
+
+        Returns:
+            The offset to read from; None for the partition's beginning.
+        """
+
+    def revoke(self, partition: Partition) -> None:
+        """A partition has gone: forget its state."""
+
+    def process(self, partition: Partition, messages: Sequence[Message]) -> None:
+        """Take messages that follow each other in a partition.
+
+        Raises:
+            UnavailableError: Something needed does not answer. Nothing was changed: the same
+                messages will be handed in again.
+        """
+
+    def stand_at_end(self, partition: Partition, position: int, for_s: float) -> None:
+        """The reader has read everything before `position` and stood there for `for_s` seconds."""
+
+    def commit_points(self) -> Mapping[Partition, CommitPoint]:
+        """What may be committed once all that was produced is delivered."""
+
+
+class Outlet(Protocol):
+    """Where results go: a `RecordWriter`."""
+
+    def poll(self) -> int:
+        """Serve delivery reports without waiting."""
+
+    def flush(self, timeout_s: float = 60.0) -> None:
+        """Wait until everything produced is delivered.
+
+        Raises:
+            DeliveryError: Something was not.
+        """
