@@ -7,17 +7,19 @@ Configured by BARE_BOOTSTRAP, BARE_PORT, BARE_WORKERS.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from confluent_kafka import KafkaError, Message, Producer
-from granian import Granian  # type: ignore[attr-defined]  # re-exported without saying so
-from granian.constants import Interfaces, Loops
+from granian import Granian
+from granian.constants import Interfaces
 
 if TYPE_CHECKING:
-    from granian.rsgi import HTTPProtocol, Scope
+    import asyncio
+
+    from granian._granian import RSGIHTTPProtocol
+    from granian.rsgi import Scope
 
 
 class Record(msgspec.Struct):
@@ -63,7 +65,7 @@ class App:
         self._producer.poll(0)
         self._loop.call_later(0.002, self._poll)
 
-    async def __rsgi__(self, scope: Scope, proto: HTTPProtocol) -> None:
+    async def __rsgi__(self, scope: Scope, proto: RSGIHTTPProtocol) -> None:
         del scope
         push = _decode(await proto())
         produce = self._producer.produce
@@ -101,7 +103,6 @@ if __name__ == "__main__":
         port=int(os.environ["BARE_PORT"]),
         workers=int(os.environ.get("BARE_WORKERS", "1")),
         interface=Interfaces.RSGI,
-        loop=Loops(os.environ.get("BARE_LOOP", "asyncio")),
         log_enabled=False,
         websockets=False,
     ).serve()

@@ -20,26 +20,20 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from confluent_kafka import KafkaException
-
 from kstream_agg.core.logs import get_logger
-from kstream_agg.proxy.outcomes import Answer, Failure, failure_of, refusal
-from kstream_agg.proxy.pushing import AwaitedRecord, PushInProgress
+from kstream_agg.proxy.outcomes import OK, Answer, Failure, refusal
+from kstream_agg.proxy.pushing import PushInProgress
 from kstream_agg.proxy.requests import MalformedBodyError, decode_push
-from kstream_agg.proxy.resending import LoggedRecord
-from kstream_agg.proxy.room import AWAY, WaitingRoom
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from confluent_kafka import KafkaError, Message
-
     from kstream_agg.core.clock import Clock
     from kstream_agg.proxy.access import Access
-    from kstream_agg.proxy.journal import Journal
     from kstream_agg.proxy.limits import Limits
-    from kstream_agg.proxy.outbox import Outbox
+    from kstream_agg.proxy.requests import Decoded
     from kstream_agg.proxy.schemas import AvroEncoders
+    from kstream_agg.proxy.sending import Sender
     from kstream_agg.proxy.tallies import Tallies, TopicTally
     from kstream_agg.proxy.topics import Topics
     from kstream_agg.proxy.tracing import Tracing
@@ -59,8 +53,6 @@ class HandlerRules:
     """The settings the handler goes by."""
 
     max_records: int
-    max_record_bytes: int
-    queue_wait_s: float
     as_reference: bool
 
 
@@ -68,7 +60,7 @@ class HandlerRules:
 class HandlerParts:
     """What the handler works with."""
 
-    outbox: Outbox
+    sender: Sender
     topics: Topics
     tallies: Tallies
     access: Access
@@ -84,22 +76,21 @@ class Handler:
     Args:
         parts: What it works with.
         rules: What it goes by.
-        journal: The log; None accepts into memory only, as the reference did.
     """
 
-    def __init__(
-        self, parts: HandlerParts, rules: HandlerRules, journal: Journal | None = None
-    ) -> None:
+    def __init__(self, parts: HandlerParts, rules: HandlerRules) -> None:
         self._parts = parts
         self._rules = rules
-        self.journal = journal
-        self._outbox = parts.outbox
-        self._produce = parts.outbox.produce
+        self.sender = parts.sender
         self._known = parts.topics.known
-        self._all_topics = parts.topics.tallies
         self._limited_topics = parts.limits.topics
         self._monotonic = parts.clock.monotonic
-        self._room = WaitingRoom(self._outbox, rules.queue_wait_s, self._send_directly, self._fail)
+        self._begin_trace = parts.tracing.begin
+        self._count_answer = parts.tallies.answered
+        # Without keys and limits a single record needs no more than a look for its topic.
+        self._is_plain = (
+            parts.access.is_open and parts.limits.client is None and not self._limited_topics
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self.in_progress = 0
         """Requests that are not answered yet."""
@@ -127,9 +118,15 @@ class Handler:
         except MalformedBodyError as error:
             self.refuse(Failure(400, str(error)), respond, started=started)
             return
+        if self._is_plain and self.sender.journal is None and not decoded.wait:
+            (record, *others) = decoded.records or (None,)
+            if not others and record is not None and self._push_one(decoded, record, headers):
+                self._count_answer("push/sync", 200, self._monotonic() - started)
+                respond(OK)
+                return
         request = PushInProgress(decoded, started, respond, self._finished)
         request.as_reference = self._rules.as_reference
-        request.report = self.report
+        request.report = self.sender.report
         failure = self._admit_client(request, headers, address)
         if failure is not None:
             self.refuse(failure, respond, wait=decoded.wait, started=started, request=request)
@@ -137,12 +134,36 @@ class Handler:
         self.in_progress += 1
         request.traceparent, request.span = self._parts.tracing.begin(headers.get(b"traceparent"))
         known = self._known
-        if decoded.schemas or any(record.topic not in known for record in decoded.records):
-            task = asyncio.ensure_future(self._prepare(request))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        for record in decoded.records:
+            if record.topic not in known:
+                break
         else:
-            self._send(request)
+            if not decoded.schemas:
+                self._send(request)
+                return
+        task = asyncio.ensure_future(self._prepare(request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _push_one(self, decoded: Decoded, record: Any, headers: Mapping[bytes, bytes]) -> bool:  # noqa: ANN401 - one of two record types, see requests
+        """The short way of what most clients send: one plain record, not waited for, no log.
+
+        Returns:
+            Whether librdkafka has taken it; what is not this simple goes the long way.
+        """
+        topic = self._known.get(record.topic)
+        if (
+            topic is None
+            or decoded.failures
+            or decoded.schemas
+            or record.partition is not None
+            or record.headers
+            or not self.sender.is_free
+            or self._parts.tracing.is_sampled(headers)
+        ):
+            return False
+        traceparent, _span = self._begin_trace(headers.get(b"traceparent"))
+        return self.sender.send_one(record, traceparent)
 
     def refuse(
         self,
@@ -251,128 +272,7 @@ class Handler:
             return
         if count != len(good):
             request.left = len(good)
-        if self.journal is not None and not push.wait:
-            self._send_logged(request, good)
-        elif self._outbox.away:
-            self._fail(request, good, AWAY)
-        elif self._room.is_occupied:
-            self._room.enter(request, good)
-        else:
-            self._send_directly(request, good)
-
-    def _send_directly(self, request: PushInProgress, indexes: Sequence[int]) -> None:
-        """Hand records to librdkafka; with a full queue the rest waits for room."""
-        push = request.push
-        settled = 0
-        for place, index in enumerate(indexes):
-            record = push.records[index]
-            callback = AwaitedRecord(request, index) if push.wait else self.report
-            try:
-                self._produce(
-                    record.topic,
-                    record.data,
-                    record.key,
-                    -1 if record.partition is None else record.partition,
-                    on_delivery=callback,
-                    timestamp=record.timestamp or 0,
-                    headers=self._headers(request, record),
-                )
-            except BufferError:
-                request.left -= settled
-                self._room.enter(request, indexes[place:])
-                return
-            except KafkaException as error:
-                request.failures[index] = failure_of(error.args[0], record.topic)
-                settled += 1
-            else:
-                self._all_topics[record.topic].sent += 1
-                settled += not push.wait
-        self._outbox.poll_soon()
-        if settled:
-            request.settle_many(settled)
-
-    def _send_logged(self, request: PushInProgress, indexes: Sequence[int]) -> None:
-        """Give records to the log and, while Kafka is there, to librdkafka."""
-        journal = self.journal
-        assert journal is not None  # noqa: S101 - the caller has looked
-        away = self._outbox.away
-        if away and journal.is_full:
-            self._fail(request, indexes, _LOG_FULL)
-            return
-        now_ms = self._parts.clock.now_ms()
-        for index in indexes:
-            record = request.push.records[index]
-            logged = LoggedRecord(
-                record.topic,
-                record.data,
-                record.key,
-                -1 if record.partition is None else record.partition,
-                record.timestamp or now_ms,
-                self._headers(request, record),
-            )
-            if away and logged.size > self._rules.max_record_bytes:
-                request.settle(index, _too_large(record.topic, self._rules.max_record_bytes))
-                continue
-            entry = journal.entry(logged, index, request.settle)
-            if away:
-                continue
-            try:
-                self.send_logged(logged, entry)
-            except BufferError:
-                continue  # the log has it, and sends it when there is room
-            except KafkaException as error:
-                entry.done = True
-                entry.answer(failure_of(error.args[0], record.topic))
-            else:
-                entry.flying = True
-        self._outbox.poll_soon()
-
-    def send_logged(
-        self, record: LoggedRecord, callback: Callable[[KafkaError | None, Message], None]
-    ) -> None:
-        """Hand a record of the log to librdkafka.
-
-        Raises:
-            BufferError: Its queue is full.
-            KafkaException: It refuses the record.
-        """
-        self._produce(
-            record.topic,
-            record.value,
-            record.key,
-            record.partition,
-            on_delivery=callback,
-            timestamp=record.timestamp,
-            headers=record.headers,
-        )
-        topic = self._all_topics.get(record.topic)
-        if topic is not None:
-            topic.sent += 1
-        self._outbox.poll_soon()
-
-    def _headers(self, request: PushInProgress, record: Any) -> list[Any]:  # noqa: ANN401 - as above
-        if not record.headers:
-            return [("traceparent", request.traceparent)]
-        given = record.headers
-        pairs = list(given.items() if isinstance(given, dict) else given)
-        if not any(name == "traceparent" for name, _value in pairs):
-            pairs.append(("traceparent", request.traceparent))
-        return pairs
-
-    # --- ends ------------------------------------------------------------------------------
-
-    def _fail(self, request: PushInProgress, indexes: Sequence[int], failure: Failure) -> None:
-        for index in indexes:
-            request.failures[index] = failure
-        request.settle_many(len(indexes))
-
-    def report(self, error: KafkaError | None, message: Message) -> None:
-        """Count a delivery report in its topic's numbers."""
-        topic = self._all_topics.get(message.topic() or "")
-        if topic is not None:
-            topic.reported(message.latency() or 0.0, None if error is None else error.code())
-        if error is None and self._outbox.away:
-            self._outbox.seen()
+        self.sender.send(request, good)
 
     def _finished(self, request: PushInProgress, status: int) -> None:
         self.in_progress -= 1
@@ -381,7 +281,3 @@ class Handler:
         )
         if request.span is not None:
             self._parts.tracing.end(request.span, request.push.records, status)
-
-
-def _too_large(topic: str, limit: int) -> Failure:
-    return Failure(413, f"the record for topic '{topic}' is larger than {limit} bytes")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
@@ -32,16 +31,8 @@ _PIPELINE_LIMIT: Final = 16
 _LINGER_S: Final = 2.0
 
 
-@dataclass(slots=True)
-class _Request:
-    """A request that has been read."""
-
-    method: bytes
-    path: bytes
-    headers: dict[bytes, bytes]
-    body: bytes
-    keep_alive: bool
-    failure: Failure | None = None
+_Request = tuple[bytes, bytes, dict[bytes, bytes], bytes, bool]
+"""A request that has been read: method, target, headers, body, whether to keep the connection."""
 
 
 class PushProtocol(asyncio.Protocol):
@@ -61,7 +52,7 @@ class PushProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._address = ""
-        self._queue: deque[_Request] = deque()
+        self._queue: deque[_Request | Failure] = deque()
         self._answering = False
         self._deaf = False
         self._blocked = False
@@ -201,7 +192,7 @@ class PushProtocol(asyncio.Protocol):
         pieces = self._body
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         method, path, headers = self._parser.get_method(), self._path, self._headers
-        request = _Request(method, path, headers, body, self._parser.should_keep_alive())
+        request = (method, path, headers, body, self._parser.should_keep_alive())
         self._state.buffered_bytes -= self._size
         self._begin()
         if self._answering:
@@ -222,27 +213,35 @@ class PushProtocol(asyncio.Protocol):
         else:
             self._transport.close()
 
-    def _serve(self, request: _Request) -> None:
+    def _serve(self, request: _Request | Failure) -> None:
         self._answering = True
-        self._keep_alive = self._keep_alive and request.keep_alive
-        self._without_body = request.method == b"HEAD"
-        self._cors = self._state.cors_headers(request.headers.get(b"origin"))
-        if request.failure is not None:
-            self._state.handler.refuse(request.failure, self._respond)
-        elif request.path.partition(b"?")[0] != b"/push":
-            self._respond(self._page(request))
-        elif request.method == b"POST":
-            self._state.handler.push(request.body, request.headers, self._address, self._respond)
-        elif request.method == b"OPTIONS" and self._cors:
-            self._respond(Answer(204, b"", PREFLIGHT))
+        state = self._state
+        if isinstance(request, Failure):
+            self._keep_alive = False
+            state.handler.refuse(request, self._respond)
+            return
+        method, path, headers, body, keep_alive = request
+        if not keep_alive:
+            self._keep_alive = False
+        if b"origin" in headers:
+            self._cors = state.cors_headers(headers[b"origin"])
+        if path != b"/push":
+            path = path.partition(b"?")[0]
+        if method == b"POST" and path == b"/push":
+            state.handler.push(body, headers, self._address, self._respond)
         else:
-            self._respond(not_allowed("POST"))
+            self._without_body = method == b"HEAD"
+            self._respond(self._other(method, path))
 
-    def _page(self, request: _Request) -> Answer:
-        page = self._state.pages.get(request.path.partition(b"?")[0])
+    def _other(self, method: bytes, path: bytes) -> Answer:
+        """The answer to what is no push."""
+        if path == b"/push":
+            preflight = method == b"OPTIONS" and self._cors
+            return Answer(204, b"", PREFLIGHT) if preflight else not_allowed("POST")
+        page = self._state.pages.get(path)
         if page is None:
             return refusal(Failure(404, "nothing is here: POST /push, or see /docs"))
-        if request.method not in (b"GET", b"HEAD"):
+        if method not in (b"GET", b"HEAD"):
             return not_allowed("GET, HEAD")
         content_type, body = page
         headers = (("content-type", content_type), ("x-content-type-options", "nosniff"))
@@ -262,6 +261,7 @@ class PushProtocol(asyncio.Protocol):
             transport.write(
                 render(made, self._state.date, keep_alive=keep_alive, without_body=bodiless)
             )
+            self._cors, self._without_body = (), False
         if not self._keep_alive:
             self._end()
             return
@@ -315,8 +315,7 @@ class PushProtocol(asyncio.Protocol):
         self._state.buffered_bytes -= self._size
         self._size = 0
         self._body = []
-        request = _Request(b"", b"", {}, b"", keep_alive=False, failure=failure)
         if self._answering:
-            self._queue.append(request)
+            self._queue.append(failure)
         else:
-            self._serve(request)
+            self._serve(failure)

@@ -99,6 +99,7 @@ class RunningProxy:
         Raises:
             UnavailableError: It is not ready in time, or has ended; its output is in the message.
         """
+        self.port = self.metrics_port = 0
         self._folder.mkdir(parents=True, exist_ok=True)
         config = self._folder / "proxy.yaml"
         config.write_text(yaml.safe_dump(self.settings), encoding="utf-8")
@@ -132,8 +133,12 @@ class RunningProxy:
 
     def workers(self) -> list[int]:
         """The worker processes."""
-        children = psutil.Process(self.pid).children()
-        return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+        found = []
+        for child in psutil.Process(self.pid).children():
+            with suppress(psutil.NoSuchProcess):  # a zombie is none either
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.append(child.pid)
+        return found
 
     def resident_bytes(self) -> int:
         """The memory of the parent and all its children."""

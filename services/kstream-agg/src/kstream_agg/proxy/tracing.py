@@ -20,7 +20,7 @@ from kstream_agg.core.telemetry import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from opentelemetry.trace import Span, Tracer
 
@@ -56,6 +56,12 @@ class Tracing:
         if self._ratio and random.random() < self._ratio:  # noqa: S311 - sampling is no secret
             return self._span(None)
         return b"00-%032x-%016x-00" % (_random_bits(128) or 1, _random_bits(64) or 1), None
+
+    def is_sampled(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether a request with these headers may get a span."""
+        if self._tracer is None:
+            return False
+        return bool(self._ratio) or is_sampled(headers.get(b"traceparent", b""))
 
     def end(self, span: Span, records: Sequence[Any], status: int) -> None:
         """End a request's span."""

@@ -30,6 +30,7 @@ from kstream_agg.proxy.openapi import pages
 from kstream_agg.proxy.outbox import Outbox
 from kstream_agg.proxy.resending import LogPorts
 from kstream_agg.proxy.schemas import AvroEncoders
+from kstream_agg.proxy.sending import Sender
 from kstream_agg.proxy.store import LogStore, orphaned_slots, take_slot
 from kstream_agg.proxy.tallies import Snapshot, Tallies
 from kstream_agg.proxy.topics import Topics
@@ -119,9 +120,16 @@ class Worker:
             known=self._store.topics() if self._store is not None else None,
             monotonic=self._clock.monotonic,
         )
+        self._sender = Sender(
+            self._outbox,
+            self._topics,
+            self._clock,
+            queue_wait_s=settings.http.queue_wait_ms / 1000,
+            max_record_bytes=settings.kafka.message_max_bytes,
+        )
         self._handler = self._make_handler()
         self._journal = self._make_journal()
-        self._handler.journal = self._journal
+        self._sender.journal = self._journal
         self.connections = ConnectionState(
             self._handler,
             pages(with_keys=bool(settings.security.api_keys)),
@@ -176,7 +184,7 @@ class Worker:
         telemetry = settings.telemetry
         tracer = self._telemetry.tracer if telemetry.exporter != "none" else None
         parts = HandlerParts(
-            outbox=self._outbox,
+            sender=self._sender,
             topics=self._topics,
             tallies=self._tallies,
             access=Access(settings.security.api_keys),
@@ -187,8 +195,6 @@ class Worker:
         )
         rules = HandlerRules(
             max_records=settings.http.max_records,
-            max_record_bytes=settings.kafka.message_max_bytes,
-            queue_wait_s=settings.http.queue_wait_ms / 1000,
             as_reference=settings.http.status_codes == "reference",
         )
         return Handler(parts, rules)
@@ -196,9 +202,9 @@ class Worker:
     def _make_journal(self) -> Journal | None:
         if self._store is None:
             return None
-        handler = self._handler
+        sender = self._sender
         ports = LogPorts(
-            self._store, self._outbox, self._tallies, handler.report, handler.send_logged
+            self._store, self._outbox, self._tallies, sender.report, sender.send_logged
         )
         wal = self._settings.wal
         return Journal(ports, max_bytes=self._log_bytes(), interval_s=wal.sync_interval_ms / 1000)
