@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import uuid
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -378,7 +379,7 @@ def test_lines_from_standard_input_become_records(
 
 
 def test_the_traces_go_on(stack: StackEndpoints, topic: str, tmp_path: Path) -> None:
-    trace = "4bf92f3577b34da6a3ce929d0e0e4999"
+    trace = uuid.uuid4().hex
     telemetry = {"exporter": "zipkin", "endpoint": f"{stack.zipkin_url}/api/v2/spans"}
     with RunningProxy(tmp_path, stack.bootstrap_servers, {"telemetry": telemetry}) as proxy:
         answer = push(
