@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import ssl
@@ -12,6 +13,7 @@ import threading
 import uuid
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -29,13 +31,13 @@ from kstream_agg.proxy.testing import RunningProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from kstream_agg.stack.endpoints import StackEndpoints
 
 pytestmark = pytest.mark.stack
 
 OK = {"status": "ok", "errors": []}
+CHECKOUT = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture(scope="module")
@@ -399,3 +401,27 @@ def test_the_traces_go_on(stack: StackEndpoints, topic: str, tmp_path: Path) -> 
     assert span["parentId"] == "00f067aa0ba902b7"
     assert span["localEndpoint"]["serviceName"] == "push-proxy"
     assert span["tags"]["messaging.destination.name"] == topic
+
+
+def test_the_readmes_lines_work(stack: StackEndpoints, topic: str, tmp_path: Path) -> None:
+    readme = (CHECKOUT / "README.md").read_text("utf-8")
+    start, lines = re.findall(r"^```bash\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    assert start == ".venv/bin/kstream-agg push-proxy\n"
+    with RunningProxy(tmp_path, stack.bootstrap_servers) as proxy:
+        port = str(proxy.port)
+        program = f"{sys.executable} -m kstream_agg"
+        script = lines.replace("4242", port).replace("SOME_TOPIC", topic)
+        script = script.replace(".venv/bin/kstream-agg", program)
+        done = subprocess.run(
+            ["/bin/sh", "-ec", script],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+            env={**os.environ, "KSTREAM_PUSH_URL": proxy.url},
+        )
+    assert done.stdout == json.dumps(OK, separators=(",", ":")) * 2
+    assert "2 records pushed" in done.stderr
+    # The second was not waited for: it may come last.
+    expected = [b'{"a": "b"}', b'{"a": "b"}', b"one", b"two"]
+    assert sorted(values(stack, topic, 4)) == sorted(expected)
