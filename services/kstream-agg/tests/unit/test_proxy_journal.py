@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, cast
 
+import psutil
 import pytest
 from confluent_kafka import KafkaError
 
 from kstream_agg.proxy.journal import Journal
 from kstream_agg.proxy.resending import LoggedRecord, LogPorts, decode_batch, encode_batch
+from kstream_agg.proxy.residency import release_mapped_pages
 from kstream_agg.proxy.store import LogWriteError, orphaned_slots, take_slot
 from kstream_agg.proxy.tallies import Tallies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from pathlib import Path
 
     from confluent_kafka import Message
 
@@ -371,3 +373,17 @@ def test_a_batch_knows_its_size(tmp_path: Path, count: int) -> None:
     with take_slot(tmp_path, 64 * MEBIBYTE) as store:
         store.commit([(7, encode_batch([record] * count))])
         assert [(number, found) for number, found, _size in store.batches()] == [(7, count)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory is not released here")
+def test_reading_the_log_back_keeps_little_resident(tmp_path: Path) -> None:
+    blob = bytes(MEBIBYTE)
+    with take_slot(tmp_path, 128 * MEBIBYTE) as store:
+        for number in range(100):
+            store.commit([(number, blob)])
+        before = psutil.Process().memory_info().rss
+        for number in range(100):
+            assert store.read(number) == blob
+        assert psutil.Process().memory_info().rss - before < 40 * MEBIBYTE
+        assert release_mapped_pages(store.folder / "data.mdb")
+    assert not release_mapped_pages(tmp_path / "no-such-file")

@@ -99,6 +99,8 @@ class Journal:
         self._drops: list[Batch] = []
         self._parks: list[tuple[int, bytes]] = []
         self._writing = False
+        self._idle = False
+        self._there_is_work = asyncio.Event()
         self._drop_due = 0.0
         self._retry_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -136,6 +138,8 @@ class Journal:
         """Take charge of a record; its request hears of it through `settle`, once."""
         entry = Entry(self, record, index, settle)
         self._young.append(entry)
+        if self._idle:
+            self._work()
         return entry
 
     def start(self) -> None:
@@ -210,6 +214,7 @@ class Journal:
         if not self._drops:
             self._drop_due = asyncio.get_running_loop().time() + _DROP_AFTER_S
         self._drops.append(batch)
+        self._work()
 
     def _park(self, record: LoggedRecord, error: KafkaError) -> None:
         _log.error(
@@ -219,6 +224,7 @@ class Journal:
         )
         self.parked_count += 1
         self._parks.append((self._take_number(), encode_batch([record])))
+        self._work()
 
     def _retry_parked(self) -> None:
         for number, blob in self._store.parked():
@@ -231,9 +237,17 @@ class Journal:
 
     # --- writing ---------------------------------------------------------------------------
 
+    def _work(self) -> None:
+        self._idle = False
+        self._there_is_work.set()
+
     async def _write_loop(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._closing:
+            if not (self._young or self._old or self._drops or self._parks):
+                self._there_is_work.clear()
+                self._idle = True
+                await self._there_is_work.wait()
             await asyncio.sleep(self._interval_s)
             ripe, self._old, self._young = self._old, self._young, []
             if self._ports.outbox.away:  # nothing will confirm them soon

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import lmdb
 
 from kstream_agg.core.errors import KStreamError, UnavailableError
+from kstream_agg.proxy.residency import release_mapped_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ _MAX_SLOTS: Final = 1024
 # LMDB must have free pages even to delete: its map is larger than what the log may hold.
 _MAP_FACTOR: Final = 2
 _MAP_EXTRA: Final = 64 << 20
+# What reading the log back may keep resident.
+_RELEASE_EVERY: Final = 4 << 20
 
 StoredBatch = tuple[int, bytes]
 """A batch's id and its encoded records."""
@@ -51,6 +54,7 @@ class LogStore:
     def __init__(self, folder: Path, lock: int, max_bytes: int) -> None:
         self.folder = folder
         self._lock = lock
+        self._read_bytes = 0
         try:
             self._env = lmdb.open(
                 str(folder),
@@ -100,7 +104,11 @@ class LogStore:
         """A batch's records, None when there is no such batch."""
         with self._env.begin(db=self._batches) as transaction:
             found: bytes | None = transaction.get(_key(number))
-            return found
+        self._read_bytes += len(found or b"")
+        if self._read_bytes >= _RELEASE_EVERY:
+            self._read_bytes = 0
+            release_mapped_pages(self.folder / "data.mdb")
+        return found
 
     def batches(self) -> list[tuple[int, int, int]]:
         """Id, number of records and size in bytes of each batch, oldest first."""
