@@ -98,7 +98,7 @@ test: $(VENV)/.dev ## All tests, against the real local stack
 	cd $(PKG) && ../../$(BIN)/pytest -m "not faults and not soak" $(ARGS)
 
 .PHONY: test-faults
-test-faults: $(VENV)/.dev ## The raw-producer against the simulator as adversary, 20 seeds (10 min)
+test-faults: $(VENV)/.dev ## Kill, stop, starve and lie to the services under load
 	cd $(PKG) && ../../$(BIN)/pytest -m faults $(ARGS)
 
 .PHONY: test-soak

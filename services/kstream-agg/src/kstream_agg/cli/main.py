@@ -29,6 +29,8 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "raw-producer": ("services", "Run the raw producer: trades from the exchange into Kafka."),
     "demo": ("run", "Play a recorded session through the whole local stack."),
+    "push": ("push", "Push lines from standard input through the push proxy."),
+    "push-proxy": ("push_proxy", "Run the push proxy: HTTP in, Kafka out."),
     "reset": ("run", "Remove the data of the live and the demo stack."),
     "run": ("run", "Stream live trades through the whole local stack."),
     "status": ("run", "Show components and figures; exits 0 only when all is healthy."),

@@ -117,6 +117,23 @@ class SchemaRegistry:
         self._by_id[schema_id] = parsed
         return parsed
 
+    def latest(self, subject: str) -> tuple[int, dict[str, Any]] | None:
+        """A subject's newest schema and its id; None when the registry knows no such subject.
+
+        Raises:
+            UnavailableError: The registry does not answer.
+        """
+        try:
+            found = self._client.get_latest_version(subject)
+        except SchemaRegistryError as error:
+            if error.http_status_code == _SUBJECT_OR_SCHEMA_MISSING:
+                return None
+            raise self._failure(error) from error
+        except Exception as error:
+            raise self._failure(error) from error
+        parsed: dict[str, Any] = json.loads(found.schema.schema_str or "null")
+        return int(found.schema_id or 0), parsed
+
     def close(self) -> None:
         """Close the connections to the registry."""
         self._client.close()

@@ -1,0 +1,1 @@
+"""HTTP in, Kafka out: the push proxy. `service` runs it, `handler` holds the contract."""
