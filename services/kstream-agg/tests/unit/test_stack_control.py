@@ -217,6 +217,26 @@ def test_ended_process_is_not_alive(sleeper: subprocess.Popen[bytes]) -> None:
     assert not is_alive(process)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux about threads")
+def test_process_lives_until_its_last_thread_has_ended() -> None:
+    code = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "ctypes.PyDLL(None).syscall(60, 0)\n"  # exit(2) on x86-64: of this thread alone
+    )
+    code = code.replace("60, 0", f"{93 if os.uname().machine == 'aarch64' else 60}, 0")
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        try:
+            found = psutil.Process(process.pid)
+            while found.status() != psutil.STATUS_ZOMBIE:
+                assert process.poll() is None
+            left = process_id(process.pid)
+            assert left is not None
+            assert is_alive(left)
+        finally:
+            process.kill()
+
+
 def test_process_that_ignores_sigterm_is_killed() -> None:
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True)\n"
     with subprocess.Popen(
