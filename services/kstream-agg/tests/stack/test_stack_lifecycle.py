@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from kstream_agg.core.errors import PrerequisiteError, StackError
+from kstream_agg.core.errors import StackError
 from kstream_agg.stack import control
 from kstream_agg.stack.artifacts import ArtifactCache
 from kstream_agg.stack.download import Fetcher
@@ -280,13 +280,6 @@ def test_postgres_runs_in_a_folder_that_only_root_may_enter(tmp_path: Path) -> N
     finally:
         end_processes(processes(stack.status()), timeout_s=10)
         shutil.rmtree(closed)
-
-
-def test_folder_that_cannot_be_made_is_one_sentence(own: LocalStack) -> None:
-    file = own.data_dir.parent / "file"
-    file.touch()
-    with pytest.raises(PrerequisiteError, match="cannot be written"):
-        control.up(file / "data", own.plan)
 
 
 def test_broker_keeps_its_data_in_a_folder_whose_name_is_not_ascii(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kstream_agg.core.errors import ContractError, SettingsError, StackError
+from kstream_agg.core.errors import ContractError, PrerequisiteError, SettingsError, StackError
 from kstream_agg.deribit.simulation.generator import generate_trades
 from kstream_agg.deribit.simulation.state import SimulatorState, StateFile
 from kstream_agg.stack import control
@@ -66,6 +66,13 @@ def test_folder_keeps_its_kind_whatever_is_planned_later(tmp_path: Path, config:
     layout.kind.write_text("dmeo", encoding="ascii")
     with pytest.raises(StackError, match="says: dmeo"):
         control.up(tmp_path, make_plan("demo", StackSettings()))
+
+
+def test_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, config: Path) -> None:
+    del config
+    (tmp_path / "file").touch()
+    with pytest.raises(PrerequisiteError, match="cannot be written"):
+        control.up(tmp_path / "file" / "data", make_plan("base", StackSettings()))
 
 
 def test_refused_first_start_leaves_nothing(tmp_path: Path, config: Path) -> None:

@@ -37,6 +37,8 @@ class Component:
         argv: The program and its arguments.
         probe: Asked until it returns None, and now and then afterwards. None for a one-shot
             component: done when it exits with 0.
+        watch: Of a one-shot component that is done: asked now and then whether what it has made
+            still stands.
         env: The environment it gets, all of it.
         cwd: Its working directory.
         ports: What it listens on, by the name of the setting.
@@ -56,6 +58,7 @@ class Component:
     probe: Callable[[], str | None] | None
     env: Mapping[str, str]
     cwd: Path
+    watch: Callable[[], str | None] | None = None
     ports: Mapping[str, int] = field(default_factory=dict)
     depends_on: tuple[str, ...] = ()
     check: Callable[[], None] | None = None

@@ -135,6 +135,8 @@ def read_kind(layout: Layout) -> Kind | None:
     Raises:
         StackError: The folder does not say it in a way that can be read.
     """
+    if not layout.folder.is_dir():
+        return None
     try:
         said = layout.kind.read_text(encoding="ascii").strip()
     except FileNotFoundError:

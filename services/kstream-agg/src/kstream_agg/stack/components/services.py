@@ -7,9 +7,10 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from kstream_agg.core.settings import ENV_PREFIX, load_settings
+from kstream_agg.sinks.settings import AGG_SINK, RAW_SINK
 from kstream_agg.stack.component import Component
 from kstream_agg.stack.endpoints import stack_endpoints
-from kstream_agg.stack.probes import readiness_probe
+from kstream_agg.stack.probes import readiness_probe, sinks_probe
 
 if TYPE_CHECKING:
     from kstream_agg.stack.context import StackContext
@@ -36,11 +37,12 @@ _ENDPOINT: Final = f"{ENV_PREFIX}TELEMETRY__ENDPOINT"
 
 
 def connectors_component(context: StackContext) -> Component:
-    """One-shot: makes tables and topics and configures the sinks."""
+    """One-shot: makes tables and topics, configures the sinks, which are watched from then on."""
     return Component(
         name="connectors",
         argv=_program("connectors", "apply"),
         probe=None,
+        watch=sinks_probe(context.ports.connect, (RAW_SINK, AGG_SINK)),
         env=_environment(context),
         cwd=context.layout.folder,
         depends_on=("schema-registry", "connect", "postgres"),
