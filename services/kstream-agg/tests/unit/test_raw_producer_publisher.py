@@ -19,6 +19,7 @@ from kstream_agg.core.schemas import RAW_TRADE, SOURCE_PROGRESS, TRADE_GAP
 from kstream_agg.core.service import ServiceContext
 from kstream_agg.core.settings import TelemetrySettings
 from kstream_agg.core.telemetry import Telemetry, is_sampled
+from kstream_agg.deribit import publisher
 from kstream_agg.deribit.events import BadFrame
 from kstream_agg.deribit.frames import TradeBatch, decode_frame
 from kstream_agg.deribit.handover import HandOver, Inquiry, Receipt
@@ -340,14 +341,19 @@ def test_a_progress_restored_goes_on_where_it_was() -> None:
 
 
 def test_late_trades_are_told_once_and_again_when_they_are_in_time(
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    told: list[str] = []
+
+    class Log:
+        def warning(self, event: str, **_: object) -> None:
+            told.append(event)
+
+    monkeypatch.setattr(publisher, "_log", Log())
     rig = Rig()
     for seq, lag_ms in enumerate((10, 11_000, 12_000, 6_000, 4_000, 20_000), start=1):
         rig.publish(frame_of(wire_trade(seq, timestamp=NOW_MS - lag_ms)))
-    told = capsys.readouterr().out
-    assert told.count("trades arrive late") == 2
-    assert told.count("trades arrive in time again") == 1
+    assert told == ["trades arrive late", "trades arrive in time again", "trades arrive late"]
 
 
 def _receipt(seq: int) -> Receipt:

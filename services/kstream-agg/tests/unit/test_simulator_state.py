@@ -67,6 +67,33 @@ def test_after_a_clean_stop_the_loop_goes_on(tmp_path: Path) -> None:
     assert int(second[0]["trade_id"]) == int(first[-1]["trade_id"]) + 1
 
 
+def test_after_a_clean_stop_the_history_still_knows_what_the_loop_played(tmp_path: Path) -> None:
+    clock = ManualClock(START_MS)
+    state = tmp_path / "state.json"
+    first = asyncio.run(play(state, clock, loop_s=5))
+
+    async def again() -> list[dict[str, Any]]:
+        async with (
+            running_simulator(
+                RECORDING, clock=clock, state=state, loop=20, shift_to_now=True
+            ) as simulator,
+            connect(simulator.websocket_url) as client,
+        ):
+            answer = await call(
+                client,
+                "public/get_last_trades_by_instrument",
+                instrument_name="BTC-PERPETUAL",
+                count=1000,
+            )
+            trades: list[dict[str, Any]] = answer["trades"]
+            return trades
+
+    known = asyncio.run(again())
+    assert seqs(known) == seqs(first)
+    assert [trade["price"] for trade in known] == [trade["price"] for trade in first]
+    assert abs(known[-1]["timestamp"] - first[-1]["timestamp"]) <= 100
+
+
 def test_after_a_crash_it_is_as_if_it_had_run_on(tmp_path: Path) -> None:
     clock = ManualClock(START_MS)
     state = tmp_path / "state.json"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from kstream_agg.core.clock import Clock, SystemClock
 from kstream_agg.core.errors import UnavailableError
@@ -45,6 +45,8 @@ __all__ = [
 ]
 
 _log = get_logger(__name__)
+
+_KEPT_OVER_A_STOP: Final = 20_000
 
 
 class SimulatorHandle:
@@ -142,11 +144,12 @@ class _World:
         self.exchange = Exchange(
             recording.trades, history=options.history, write=adversary.spelling.write
         )
+        again = self._played_again(state)
         self.playback = Playback(
-            recording.trades, options.pace, looped=state.looped if state else None
+            recording.trades, options.pace, looped=state.looped - again if state else None
         )
         if state is not None:
-            self._go_on(state, now_ms, options.history)
+            self._go_on(state, now_ms, options.history, again)
 
     def save_running(self) -> None:
         """The loop has begun: from now on a crash counts as having run on."""
@@ -159,8 +162,20 @@ class _World:
         if self.playback.loop_began is not None:
             self._save(self._clock.now_ms(), 0)
 
-    def _go_on(self, state: SimulatorState, now_ms: int, history: int) -> None:
+    def _played_again(self, state: SimulatorState | None) -> int:
+        """How many of the loop's last trades are put into the history anew.
+
+        After a clean stop a client may lack the very last ones: it can have ended before us.
+        """
+        if state is None or state.loop or not self._loop:
+            return 0
+        return min(state.looped, _KEPT_OVER_A_STOP)
+
+    def _go_on(self, state: SimulatorState, now_ms: int, history: int, again: int) -> None:
         self.exchange.publish(self.recording.trades)
+        if again:
+            began_ms = state.written_ms - round(again * 1000 / self._loop)
+            self.exchange.publish(self.playback.catch_up(began_ms, self._loop, again, again))
         missed = state.looped_since(now_ms)
         self.exchange.publish(self.playback.catch_up(state.written_ms, state.loop, missed, history))
         _log.info("going on where the last start ended", looped=self.playback.looped, missed=missed)

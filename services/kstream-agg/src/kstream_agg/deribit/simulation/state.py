@@ -8,7 +8,8 @@ next number:
 - after a crash, as if it had run on: what the loop would have played until now has happened, and
   the history calls know it. A trade is never numbered twice and no number is left out.
 
-What a loop played before a clean stop is not in the history of later starts.
+Of what a loop played before a clean stop, the last trades are in the history of the next start,
+at about the times they had: who was not there to receive them can still ask for them.
 """
 
 from __future__ import annotations
