@@ -34,10 +34,6 @@ class WindowRules:
     skew_ms: int
     alpha: float
 
-    def closes_at(self, window: int) -> int:
-        """The watermark (ms) at which the window with this number closes."""
-        return (window + 1) * self.period_ms + self.grace_ms
-
 
 @dataclass(frozen=True, slots=True)
 class Judgement:

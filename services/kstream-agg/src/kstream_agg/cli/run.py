@@ -17,6 +17,7 @@ from kstream_agg.cli.board import render
 from kstream_agg.cli.tools import output
 from kstream_agg.core.errors import StackError, UnavailableError
 from kstream_agg.core.settings import ENV_PREFIX, load_settings
+from kstream_agg.deribit.recording import read_recording, shipped_recording_path
 from kstream_agg.deribit.settings import RawProducerSettings
 from kstream_agg.deribit.simulator_service import SimulatorSettings
 from kstream_agg.sinks.connectors import load_sinks
@@ -43,7 +44,8 @@ _WITHOUT_EXCHANGE: Final = (
     "without the exchange, look around with a recording: make stop, make demo"
 )
 # What the shipped recording holds.
-_DEMO_CHANNELS: Final = "trades.option.BTC.100ms,trades.BTC-PERPETUAL.100ms"
+_DEMO_CHANNEL: Final = "trades.option.BTC.100ms"
+_DEMO_INSTRUMENT: Final = "BTC-PERPETUAL"
 
 _detach = click.option("--detach", is_flag=True, help="Return as soon as all is ready.")
 _channels = click.option("--channels", help="Channels to subscribe to, joined with commas.")
@@ -129,7 +131,7 @@ def _start(
     if channels:
         os.environ[f"{ENV_PREFIX}CHANNELS"] = channels
     elif profile == "demo":
-        os.environ.setdefault(f"{ENV_PREFIX}CHANNELS", _DEMO_CHANNELS)
+        os.environ.setdefault(f"{ENV_PREFIX}CHANNELS", _demo_channels(options.get("recording")))
     settings = load_stack_settings()
     _check_settings(profile)
     options = options | {"channels": ",".join(settings.channels)}
@@ -160,6 +162,14 @@ def _check_settings(profile: Profile) -> None:
         load_settings(SimulatorSettings, "deribit-simulator")
     load_settings(ToolSettings, "tools")
     load_sinks(load_aggregator_view())
+
+
+def _demo_channels(recording: str | None) -> str:
+    """The demo's channels, without the one that a recording of one's own may not have."""
+    path = Path(recording) if recording else shipped_recording_path()
+    names = {trade["instrument_name"] for trade in read_recording(path).trades}
+    instrument = [f"trades.{_DEMO_INSTRUMENT}.100ms"] if _DEMO_INSTRUMENT in names else []
+    return ",".join([_DEMO_CHANNEL, *instrument])
 
 
 def _wait(folder: Path, console: Console) -> None:

@@ -5,7 +5,6 @@
     ├── UnavailableError          something we need does not answer (yet); trying again can help
     ├── ContractError             what we found contradicts what we were told
     │   ├── SchemaIncompatibleError   the registry refuses a schema; names the field
-    │   ├── TopicMismatchError    a topic exists with other settings than asked
     │   └── ChannelRefusedError   the exchange left out channels we asked for
     ├── DeliveryError             Kafka did not take a record, and will not
     ├── InvalidRecordError        one record is bad; carries what the dead-letter topic needs
@@ -29,7 +28,6 @@ __all__ = [
     "SchemaIncompatibleError",
     "SettingsError",
     "StackError",
-    "TopicMismatchError",
     "UnavailableError",
 ]
 
@@ -65,10 +63,6 @@ class ContractError(KStreamError):
 
 class SchemaIncompatibleError(ContractError):
     """The registry refuses a schema as incompatible; the message names the field."""
-
-
-class TopicMismatchError(ContractError):
-    """A topic exists with other settings than asked for; the message lists them."""
 
 
 class ChannelRefusedError(ContractError):

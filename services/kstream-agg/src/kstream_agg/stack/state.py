@@ -32,7 +32,7 @@ ComponentState = Literal[
     "preparing",
     "starting",
     "ready",
-    "unhealthy",  # it was ready and does not answer now
+    "unhealthy",  # it was ready and does not answer now, or what it has made is broken
     "backoff",  # it died; the next start is near
     "done",  # one-shot, and it ended well
     "stopping",
