@@ -43,7 +43,7 @@ __all__ = ["measure"]
 _HERE: Final = Path(__file__).parent
 _TOPIC: Final = "bench-push-proxy"
 _PARTITIONS: Final = 4
-_SECONDS: Final = 15
+_SECONDS: Final = 10
 _CONNECTIONS: Final = 256
 _SIZE: Final = 4096
 _RSS_CEILING_MB: Final = 256
@@ -211,7 +211,6 @@ def _usage(process: psutil.Process) -> tuple[float, float]:
 def _ours(endpoints: StackEndpoints, folder: Path, *, logged: bool) -> Iterator[RunningProxy]:
     settings: dict[str, dict[str, Any]] = {
         "kafka": _KAFKA,
-        "http": {"workers": 2},
         "wal": {"enabled": logged},
     }
     with RunningProxy(folder / "push-proxy", endpoints.bootstrap_servers, settings) as proxy:

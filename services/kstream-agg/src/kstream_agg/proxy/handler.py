@@ -21,12 +21,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from kstream_agg.core.logs import get_logger
-from kstream_agg.proxy.outcomes import OK, Answer, Failure, refusal
+from kstream_agg.proxy.outcomes import OK, Answer, Failure, answer, failure_of, refusal
 from kstream_agg.proxy.pushing import PushInProgress
 from kstream_agg.proxy.requests import MalformedBodyError, decode_push
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from confluent_kafka import KafkaError, Message
 
     from kstream_agg.core.clock import Clock
     from kstream_agg.proxy.access import Access
@@ -118,9 +120,15 @@ class Handler:
         except MalformedBodyError as error:
             self.refuse(Failure(400, str(error)), respond, started=started)
             return
-        if self._is_plain and self.sender.journal is None and not decoded.wait:
-            (record, *others) = decoded.records or (None,)
-            if not others and record is not None and self._push_one(decoded, record, headers):
+        if self._is_plain and len(decoded.records) == 1:
+            if decoded.wait:
+                waiting = _AwaitedOne(self, started, respond)
+                if self._push_one(decoded, headers, waiting):
+                    self.in_progress += 1
+                    return
+            elif self.sender.journal is None and self._push_one(
+                decoded, headers, self.sender.report
+            ):
                 self._count_answer("push/sync", 200, self._monotonic() - started)
                 respond(OK)
                 return
@@ -145,12 +153,18 @@ class Handler:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _push_one(self, decoded: Decoded, record: Any, headers: Mapping[bytes, bytes]) -> bool:  # noqa: ANN401 - one of two record types, see requests
-        """The short way of what most clients send: one plain record, not waited for, no log.
+    def _push_one(
+        self,
+        decoded: Decoded,
+        headers: Mapping[bytes, bytes],
+        on_delivery: Callable[[KafkaError | None, Message], None],
+    ) -> bool:
+        """The short way of what most clients send: one plain record.
 
         Returns:
             Whether librdkafka has taken it; what is not this simple goes the long way.
         """
+        (record,) = decoded.records
         topic = self._known.get(record.topic)
         if (
             topic is None
@@ -163,7 +177,19 @@ class Handler:
         ):
             return False
         traceparent, _span = self._begin_trace(headers.get(b"traceparent"))
-        return self.sender.send_one(record, traceparent)
+        return self.sender.send_one(record, traceparent, on_delivery)
+
+    def finish_one(self, error: KafkaError | None, message: Message, waiting: _AwaitedOne) -> None:
+        """Answer a request of one record, as its delivery report says."""
+        self.sender.report(error, message)
+        self.in_progress -= 1
+        made = OK
+        if error is not None:
+            failures = {0: failure_of(error, message.topic() or "")}
+            as_reference = self._rules.as_reference
+            made = answer(1, failures, waited=True, as_reference=as_reference)
+        self._count_answer("push/async", made.status, self._monotonic() - waiting.started)
+        waiting.respond(made)
 
     def refuse(
         self,
@@ -281,3 +307,15 @@ class Handler:
         )
         if request.span is not None:
             self._parts.tracing.end(request.span, request.push.records, status)
+
+
+@dataclass(slots=True)
+class _AwaitedOne:
+    """A waiting request of one record; librdkafka calls it with the delivery report."""
+
+    handler: Handler
+    started: float
+    respond: Callable[[Answer], None]
+
+    def __call__(self, error: KafkaError | None, message: Message) -> None:
+        self.handler.finish_one(error, message, self)

@@ -72,14 +72,19 @@ class Sender:
         else:
             self._send_directly(request, indexes)
 
-    def send_one(self, record: Any, traceparent: bytes) -> bool:  # noqa: ANN401 - one of two record types, see requests
-        """Send a record nobody waits for, without a log; False when librdkafka does not take it."""
+    def send_one(
+        self,
+        record: Any,  # noqa: ANN401 - one of two record types, see requests
+        traceparent: bytes,
+        on_delivery: Callable[[KafkaError | None, Message], None],
+    ) -> bool:
+        """Send a record without the log; False when librdkafka does not take it."""
         try:
             self._produce(
                 record.topic,
                 record.data,
                 record.key,
-                on_delivery=self.report,
+                on_delivery=on_delivery,
                 timestamp=record.timestamp or 0,
                 headers=[("traceparent", traceparent)],
             )

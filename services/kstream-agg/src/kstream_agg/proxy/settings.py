@@ -130,7 +130,7 @@ class ProxyHttpSettings(SettingsGroup):
     metrics_host: str = "127.0.0.1"
     status_codes: Literal["honest", "reference"] = "honest"
     workers: int | Literal["auto"] = "auto"
-    """Processes; `auto`: one a core, four at most."""
+    """Processes; `auto`: one for two cores, four at most: librdkafka and the kernel need theirs."""
     max_body_bytes: int = Field(default=16 * _MEBIBYTE, ge=1)
     max_header_bytes: int = Field(default=32 * 1024, ge=1024)
     max_records: int = Field(default=10_000, ge=1)
@@ -167,7 +167,7 @@ class ProxyHttpSettings(SettingsGroup):
         """How many worker processes serve."""
         if isinstance(self.workers, int):
             return self.workers
-        return max(1, min(4, os.cpu_count() or 1))
+        return max(1, min(4, (os.cpu_count() or 1) // 2))
 
 
 class WalSettings(SettingsGroup):
