@@ -82,11 +82,15 @@ format: $(VENV)/.dev ## Let ruff format and fix what it can
 
 .PHONY: test-unit
 test-unit: $(VENV)/.dev ## The tests that need no stack (under 30 s)
-	cd $(PKG) && ../../$(BIN)/pytest -m "not stack and not e2e" $(ARGS)
+	cd $(PKG) && ../../$(BIN)/pytest -m "not stack and not e2e and not faults" $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.dev ## All tests, against the real local stack
-	cd $(PKG) && ../../$(BIN)/pytest $(ARGS)
+	cd $(PKG) && ../../$(BIN)/pytest -m "not faults" $(ARGS)
+
+.PHONY: test-faults
+test-faults: $(VENV)/.dev ## Break broker, registry and workers under load (under 20 minutes)
+	cd $(PKG) && ../../$(BIN)/pytest -m faults $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure; one JSON line each (ONLY=name for one)

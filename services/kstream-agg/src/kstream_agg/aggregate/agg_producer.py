@@ -46,6 +46,10 @@ _log = get_logger(__name__)
 _AverageTopics = dict[str, list[tuple[str, int]]]
 """For each raw topic the topics of its results, by family of windows, with their schema's id."""
 
+# What a registry needs at its start, generously. A record whose schema really is missing holds its
+# partition up for so long, once for each schema.
+_DOUBT_S: Final = 15.0
+
 # Never deleted by age. Compacted often: all of it is read before a partition's work goes on.
 _CHANGELOG_CONFIG: Final = {
     "cleanup.policy": "compact",
@@ -65,7 +69,7 @@ def run_agg_producer(settings: AggProducerSettings, ctx: ServiceContext) -> None
         FencedError: Another worker has taken this one's place.
         KStreamError: The consumer cannot go on.
     """
-    with SchemaRegistry(settings.registry) as registry:
+    with SchemaRegistry(settings.registry, doubt_s=_DOUBT_S) as registry:
         averages = _prepare(settings, ctx, registry)
         if averages is None:
             return

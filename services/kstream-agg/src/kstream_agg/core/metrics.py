@@ -88,6 +88,9 @@ RECORDS_CONSUMED: Final = CounterDef(
 CONSUMER_LAG_RECORDS: Final = GaugeDef(
     "kstream_consumer_lag_records", "Records behind the end of a partition", ("topic", "partition")
 )
+CONSUMER_PAUSED: Final = GaugeDef(
+    "kstream_consumer_paused", "1 while reading is paused because something does not answer"
+)
 WINDOWS_OPEN: Final = GaugeDef("kstream_windows_open", "Windows held in memory")
 WINDOWS_EMITTED: Final = CounterDef(
     "kstream_windows_emitted", "Window results produced", ("closed_by",)

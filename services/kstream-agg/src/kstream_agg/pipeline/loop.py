@@ -35,12 +35,13 @@ from kstream_agg.core.errors import CommitUncertainError, KStreamError, Unavaila
 from kstream_agg.core.logs import get_logger
 from kstream_agg.core.metrics import (
     BATCH_SECONDS,
-    CONSUMER_LAG_RECORDS,
+    CONSUMER_PAUSED,
     RECORDS_CONSUMED,
 )
 from kstream_agg.kafka.failures import kafka_failure
 from kstream_agg.pipeline.batches import split_poll
 from kstream_agg.pipeline.processor import CommitPoint, Partition
+from kstream_agg.pipeline.readings import Readings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -85,14 +86,6 @@ class LoopSettings:
     take_attempts: int = 90
 
 
-@dataclass(slots=True)
-class _Reading:
-    """Where the reader stands in a partition."""
-
-    position: int | None
-    at_end_since: float | None = None
-
-
 class ConsumerLoop:
     """Reads topics as a member of a group; everything happens in the thread that calls `run`.
 
@@ -127,9 +120,9 @@ class ConsumerLoop:
         self._clock = clock
         self._progress = progress
         self._consumed = metrics.counter(RECORDS_CONSUMED)
-        self._lag = metrics.gauge(CONSUMER_LAG_RECORDS)
         self._batch_seconds = metrics.histogram(BATCH_SECONDS)
-        self._readings: dict[Partition, _Reading] = {}
+        metrics.gauge(CONSUMER_PAUSED).set_function(lambda: self._paused)
+        self._readings = Readings(metrics)
         self._pending: deque[tuple[Partition, list[Message]]] = deque()
         self._paused = False
         self._failure: BaseException | None = None
@@ -190,12 +183,14 @@ class ConsumerLoop:
         now = self._clock.monotonic()
         if self._pending and (not self._paused or now >= self._next_retry):
             self._work()
-        self._note_ends(ends)
+        waiting = {partition for partition, _ in self._pending}
+        for standing in self._readings.note_ends(ends, waiting, self._clock.monotonic()):
+            self._processor.stand_at_end(*standing)
         self._committer.poll()
         now = self._clock.monotonic()
         if now >= self._next_lag:
             self._next_lag = now + _LAG_INTERVAL_S
-            self._measure_lag()
+            self._progress.set_lag(self._readings.measure_lag(self._consumer))
         if now >= self._next_commit:
             self._commit()
             self._next_commit = self._clock.monotonic() + self._settings.commit_interval_s
@@ -219,7 +214,7 @@ class ConsumerLoop:
             self._consumed.labels(partition.topic).inc(len(messages))
             offset = messages[-1].offset()
             assert offset is not None  # noqa: S101 - what was read from a topic has an offset
-            self._readings[partition] = _Reading(offset + 1)
+            self._readings.move(partition, offset + 1)
         if self._paused:
             self._consumer.resume(_as_kafka(self._readings))
             self._paused = False
@@ -231,36 +226,6 @@ class ConsumerLoop:
             self._consumer.pause(_as_kafka(self._readings))
             self._paused = True
             _log.warning("waiting, reading is paused", reason=str(error))
-
-    def _note_ends(self, ends: dict[Partition, int]) -> None:
-        now = self._clock.monotonic()
-        waiting = {partition for partition, _ in self._pending}
-        for partition, end in ends.items():
-            reading = self._readings.get(partition)
-            # Records behind this end may have come in the same poll, or still wait.
-            behind = reading is None or (reading.position or 0) > end
-            if reading is not None and not behind and partition not in waiting:
-                reading.position = end
-                if reading.at_end_since is None:
-                    reading.at_end_since = now
-        for partition, reading in self._readings.items():
-            if reading.at_end_since is not None and reading.position is not None:
-                self._processor.stand_at_end(
-                    partition, reading.position, now - reading.at_end_since
-                )
-
-    def _measure_lag(self) -> None:
-        total = 0
-        for partition, reading in self._readings.items():
-            lag = 0
-            if reading.at_end_since is None and reading.position is not None:
-                _low, high = self._consumer.get_watermark_offsets(
-                    TopicPartition(*partition), cached=True
-                )
-                lag = max(0, high - reading.position)
-            self._lag.labels(partition.topic, str(partition.number)).set(lag)
-            total += lag
-        self._progress.set_lag(total)
 
     # --- commits ---------------------------------------------------------------------------
 
@@ -298,6 +263,7 @@ class ConsumerLoop:
         self._committer.abandon()
         if partitions:
             self._take(self._consumer, partitions)
+        self._next_commit = self._clock.monotonic() + self._settings.commit_interval_s
 
     def _count_uncertain(self, error: CommitUncertainError) -> None:
         self._uncertain_commits += 1
@@ -361,7 +327,7 @@ class ConsumerLoop:
         committed = CommitPoint(item.offset, item.metadata or "") if item.offset >= 0 else None
         _low, end = consumer.get_watermark_offsets(item, timeout=_REQUEST_TIMEOUT_S)
         start = self._processor.assign(partition, committed, end)
-        self._readings[partition] = _Reading(start)
+        self._readings.move(partition, start)
         _log.info(
             "partition assigned",
             topic=partition.topic,
@@ -409,8 +375,7 @@ class ConsumerLoop:
         for partition in partitions:
             self._processor.revoke(partition)
             self._committer.forget(partition)
-            if self._readings.pop(partition, None) is not None:
-                self._lag.labels(partition.topic, str(partition.number)).set(0)
+            self._readings.forget(partition)
 
 
 def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
