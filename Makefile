@@ -14,6 +14,13 @@ help: ## List the targets
 
 # --- bootstrap -----------------------------------------------------------------------------
 
+# An environment that was moved, or whose Python is gone, is made anew.
+ifneq ($(wildcard $(VENV)),)
+ifneq ($(shell cat $(VENV)/.made-in 2>/dev/null; $(BIN)/python -c 'print("works")' 2>/dev/null),$(CURDIR) works)
+$(shell rm -f $(VENV)/.runtime $(VENV)/.dev)
+endif
+endif
+
 # The runtime with the local stack's Java and Postgres wheels: what `make run` and `make demo` need.
 $(VENV)/.runtime: $(PKG)/requirements-stack.lock $(PKG)/pyproject.toml .ci/bootstrap.sh
 	@PYTHON=$(PYTHON) sh .ci/bootstrap.sh requirements-stack.lock $(VENV)
@@ -61,7 +68,9 @@ reset: $(VENV)/.runtime ## Remove the stacks' data (asks first; YES=1 does not)
 	@$(KSTREAM) reset $(if $(filter-out 0,$(YES)),--yes)
 
 .PHONY: doctor
-doctor: $(VENV)/.runtime ## Check that this machine has what the stack needs
+doctor: ## Check that this machine has what the stack needs
+	@PYTHON=$(PYTHON) sh .ci/bootstrap.sh --check $(VENV)
+	@$(MAKE) --no-print-directory $(VENV)/.runtime
 	@$(KSTREAM) doctor
 
 .PHONY: uninstall

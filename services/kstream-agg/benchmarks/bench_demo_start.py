@@ -58,9 +58,8 @@ def measure(folder: Path) -> Generator[Measurement]:
         first_row_s = _first_row(starting, data, ports.postgres) - began
         if starting.wait(_FIRST_ROW_S) != 0:
             raise UnavailableError("the demo did not become ready")
-        ready_s = time.monotonic() - began
-        say(f"demo_start: first row after {first_row_s:.1f} s, ready after {ready_s:.1f} s")
-        yield from _look(data, first_row_s, ready_s)
+        say(f"demo_start: first row after {first_row_s:.1f} s")
+        yield from _look(data, first_row_s)
     finally:
         if starting.poll() is None:
             starting.terminate()
@@ -94,7 +93,7 @@ def _wait_for_row(connection: psycopg.Connection[Any], deadline: float) -> None:
     raise UnavailableError(f"no row in Postgres after {_FIRST_ROW_S:.0f} s")
 
 
-def _look(data: Path, first_row_s: float, ready_s: float) -> Iterator[Measurement]:
+def _look(data: Path, first_row_s: float) -> Iterator[Measurement]:
     threading.Event().wait(_SETTLE_S)
     status = control.read_status(data)
     assert status.supervisor is not None, "the demo runs"
@@ -114,7 +113,6 @@ def _look(data: Path, first_row_s: float, ready_s: float) -> Iterator[Measuremen
         (first_row_s,),
         better="lower",
         floor=_MAX_START_S,
-        details={"ready_s": round(ready_s, 1)},
     )
     yield Measurement(
         "demo_start.rss",

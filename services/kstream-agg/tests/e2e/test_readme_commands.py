@@ -33,6 +33,22 @@ ELSEWHERE = {
     "make demo RECORDING=my-trades.csv.gz LOOP=0": "test_make_demo_names_a_recording_it_lacks",
     "make uninstall": "test_make_uninstall_removes_data_downloads_and_environment",
 }
+# Those that stand inside a sentence.
+INLINE = {
+    "make run": ELSEWHERE["make run"],
+    "make demo": "test_every_command_exits_0_in_the_readmes_order",
+    "make help": "tests/unit/test_bootstrap.py",
+    "make doctor": "test_make_doctor_finds_this_machine_fit",
+    "make reset": "test_make_uninstall_removes_data_downloads_and_environment",
+    "make logs s=COMPONENT": "test_every_command_exits_0_in_the_readmes_order",
+    "make logs s=agg-producer": "the same",
+    "make lint": ".ci/run",
+    "make test-unit": "part of this suite",
+    "make test": "this very suite",
+    "make bench": "tests/unit/test_benchmarks.py",
+    "kstream-agg verify": "test_every_command_exits_0_in_the_readmes_order",
+    "kstream-agg --debug …": "tests/unit/test_cli_main.py",
+}
 
 
 def commands() -> list[str]:
@@ -158,6 +174,13 @@ def test_make_run_without_the_exchange_says_so_and_ctrl_c_stops_all(
     assert "Traceback" not in text
 
 
+def test_make_doctor_finds_this_machine_fit(environment: dict[str, str]) -> None:
+    done = run("make doctor", environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok       the venv module" in done.stdout
+    assert "are free" in done.stdout
+
+
 def test_make_uninstall_removes_data_downloads_and_environment(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -168,12 +191,19 @@ def test_make_uninstall_removes_data_downloads_and_environment(
     cache = tmp_path / "cache"
     (cache / "maven" / "org").mkdir(parents=True)
     (cache / "maven" / "org" / "some.jar").write_bytes(b"jar")
-    done = run(f"make uninstall YES=1 VENV={venv}", environment | {"KSTREAM_CACHE_DIR": str(cache)})
+    environment = environment | {"KSTREAM_CACHE_DIR": str(cache)}
+    up = run(".venv/bin/kstream-agg stack up --only postgres", environment)
+    assert up.returncode == 0, up.stdout + up.stderr
+    done = run(f"make uninstall YES=1 VENV={venv}", environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not venv.exists()
     assert not cache.exists()
+    assert not Path(environment["KSTREAM__DATA_DIR"]).exists()
     assert (CHECKOUT / ".venv" / "bin" / "kstream-agg").exists()
 
 
 def test_every_command_of_another_test_still_stands_in_the_readme() -> None:
     assert set(ELSEWHERE) <= set(commands())
+    text = README.read_text("utf-8")
+    inline = set(re.findall(r"`((?:make|kstream-agg) [^`\n]+)`", text))
+    assert inline - set(ELSEWHERE) == set(INLINE) - set(ELSEWHERE)

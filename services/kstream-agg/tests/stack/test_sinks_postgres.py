@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,7 +12,13 @@ import pytest
 from kstream_agg.core.settings import KafkaSettings, PostgresSettings, RegistrySettings
 from kstream_agg.kafka.dlq import header_value
 from kstream_agg.sinks.connectors import apply, wait_until_running
-from kstream_agg.sinks.settings import AggregatorView, ConnectSettings, ToolSettings
+from kstream_agg.sinks.settings import (
+    AGG_SINK,
+    RAW_SINK,
+    AggregatorView,
+    ConnectSettings,
+    ToolSettings,
+)
 from kstream_agg.stack import control
 from kstream_agg.verify.reading import TopicReader
 from kstream_agg.verify.testing import SinkBench, at, average_record, running_sinks, trade_record
@@ -147,6 +156,33 @@ def test_a_stopped_postgres_pauses_the_sink_and_all_rows_arrive(
     with TopicReader(bench.settings.kafka) as reader:
         assert reader.spans([dead_letters]) == before
     assert wait_until_running(bench.client, bench.sinks[0].name, bench.patience()).is_running
+
+
+def test_an_absent_postgres_is_waited_for_at_the_start(
+    bench: SinkBench, stack: StackEndpoints
+) -> None:
+    control.suspend(stack.data_dir, "postgres")
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kstream_agg", "connectors", "apply"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"KSTREAM_STACK_DIR": str(stack.data_dir)},
+        )
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "Postgres" in line:
+                break
+    finally:
+        control.resume(stack.data_dir, "postgres")
+    said.append(process.communicate(timeout=120)[0])
+    bench.client.delete(RAW_SINK)
+    bench.client.delete(AGG_SINK)
+    assert process.returncode == 0, said
+    assert "Traceback" not in "".join(said)
 
 
 def test_a_replay_from_the_beginning_gives_no_duplicates(bench: SinkBench) -> None:

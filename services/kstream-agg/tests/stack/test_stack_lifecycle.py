@@ -282,8 +282,17 @@ def test_postgres_runs_in_a_folder_that_only_root_may_enter(tmp_path: Path) -> N
         shutil.rmtree(closed)
 
 
-def test_folder_that_cannot_be_made_is_one_sentence(own: LocalStack) -> None:
-    file = own.data_dir.parent / "file"
-    file.touch()
-    with pytest.raises(StackError, match="cannot be written"):
-        control.up(file / "data", own.plan)
+def test_broker_keeps_its_data_in_a_folder_whose_name_is_not_ascii(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("LC_ALL", "LANG"):  # as a container has them
+        monkeypatch.setenv(name, "C")
+    with open_folder("kstream-name-") as folder:
+        stack = LocalStack(folder / "né à" / "b\\c", only=("kafka",))
+        with stack:
+            bootstrap = stack.endpoints.bootstrap_servers
+            client = AdminClient({"bootstrap.servers": bootstrap})
+            client.create_topics([NewTopic("here", 1, 1)])["here"].result(timeout=20)
+        assert [path.name for path in folder.iterdir()] == ["né à"]
+        assert (stack.data_dir / "kafka" / "data" / "here-0").is_dir()
+        assert list(stack.data_dir.parent.iterdir()) == [stack.data_dir]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kstream_agg.core.errors import UnavailableError
-from kstream_agg.core.names import average_topic, late_topic
+from kstream_agg.core.names import average_topic, dead_letter_topic, late_topic
 from kstream_agg.core.settings import KafkaSettings, PostgresSettings, RegistrySettings
-from kstream_agg.kafka.dlq import Origin, late_headers
+from kstream_agg.kafka.dlq import Origin, error_headers, late_headers
 from kstream_agg.sinks.settings import AggregatorView, ConnectSettings, ToolSettings
 from kstream_agg.verify.reading import TopicReader
 from kstream_agg.verify.run import TRADES_CHECK, WINDOW_ROWS_CHECK, WINDOWS_CHECK, verify
@@ -87,6 +87,7 @@ def test_equal_topics_and_tables_pass_with_all_that_is_not_compared(bench: SinkB
         trade_record(NAME, 4, START_MS + 11, price=64.0),  # late
         trade_record(NAME, 5, START_MS + 11 * MIN_MS, price=16.0),  # after idle closing
         trade_record(NAME, 6, START_MS + 15 * MIN_MS, price=32.0),  # its window is still open
+        trade_record(NAME, 7, START_MS + 999 * MIN_MS),  # refused: moves no watermark either
     ]
     bench.write_trades(topic, trades)
     bench.write(topic, [(NAME, b"no avro")])
@@ -95,6 +96,9 @@ def test_equal_topics_and_tables_pass_with_all_that_is_not_compared(bench: SinkB
     late = records[4]
     origin = Origin(topic, late.part.partition, late.offset, START_MS)
     bench.write(late_topic(topic), [(NAME, late.value)], late_headers("late", 1, origin))
+    origin = Origin(topic, records[7].part.partition, records[7].offset, START_MS)
+    error = error_headers(ValueError("not finite"), "validate", origin)
+    bench.write(dead_letter_topic(topic), [(NAME, records[7].value)], error)
     first = average_record(
         NAME, START_MS, seed=1.0, alpha=0.5, current=0.5 * 4.0 + 0.5 * (0.5 * 2.0 + 0.5 * 1.0),
         sma=3.0, vwap=10.0 / 4.0, open=4.0, close=2.0, high=4.0, low=2.0, volume=4.0,
@@ -111,12 +115,12 @@ def test_equal_topics_and_tables_pass_with_all_that_is_not_compared(bench: SinkB
     report = run(bench, "equal")
 
     assert report.exit_code == 0, report.as_dict()
-    assert check_of(report, TRADES_CHECK).compared == 6
+    assert check_of(report, TRADES_CHECK).compared == 7
     assert check_of(report, WINDOWS_CHECK).compared == 2
     assert check_of(report, WINDOW_ROWS_CHECK).compared == 2
     assert check_of(report, WINDOWS_CHECK).notes == {
         "windows still open": 1,
-        "records in -late": 1,
+        "records in -late or -dlq": 2,
         "repeats of a trade in a window": 1,
     }
     assert json.loads(json.dumps(report.as_dict()))["equal"] is True

@@ -346,6 +346,13 @@ def test_records_and_lag_are_counted() -> None:
     assert bench.progress.lag == END - 10
 
 
+def test_lag_is_seen_while_the_first_batch_cannot_be_processed() -> None:
+    bench = Bench()
+    bench.processor.unavailable = 100
+    bench.run(bench.assign(0), bench.after(2.0, record(0, 8)), bench.after(2.0))
+    assert bench.progress.lag == END
+
+
 def test_a_failure_while_partitions_come_ends_the_run_with_our_error() -> None:
     bench = Bench()
 

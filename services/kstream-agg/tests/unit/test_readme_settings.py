@@ -12,7 +12,13 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from kstream_agg.aggregate.settings import AggProducerSettings
-from kstream_agg.core.settings import ENV_PREFIX, ServiceSettings, load_settings
+from kstream_agg.core.errors import SettingsError
+from kstream_agg.core.settings import (
+    ENV_PREFIX,
+    TOP_LEVEL_KEYS,
+    ServiceSettings,
+    load_settings,
+)
 from kstream_agg.deribit.settings import RawProducerSettings
 from kstream_agg.deribit.simulator_service import SimulatorSettings
 from kstream_agg.sinks.settings import ToolSettings
@@ -112,6 +118,16 @@ def value_at(settings: BaseModel, path: tuple[str, ...]) -> object:
 
 def test_the_table_holds_every_setting_and_no_other() -> None:
     assert sorted(rows()) == sorted(ALL)
+
+
+def test_a_variable_that_no_service_knows_is_refused_with_the_nearest_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {path[0] for _, path, _ in ALL.values()} == TOP_LEVEL_KEYS
+    monkeypatch.setenv("KSTREAM__CHANNNELS", "trades.option.BTC.100ms")
+    with pytest.raises(SettingsError, match="KSTREAM__CHANNNELS") as caught:
+        load_settings(ServiceSettings, "none", folder=tmp_path)
+    assert caught.value.remedy == "did you mean KSTREAM__CHANNELS?"
 
 
 @pytest.mark.parametrize("name", sorted(ALL))

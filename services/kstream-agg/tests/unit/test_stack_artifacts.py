@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from kstream_agg.core.errors import StackError, UnavailableError
-from kstream_agg.stack import download
+from kstream_agg.core.errors import PrerequisiteError, StackError, UnavailableError
+from kstream_agg.stack import doctor, download
 from kstream_agg.stack.artifacts import Artifact, ArtifactCache, default_cache_dir, read_lock
 from kstream_agg.stack.download import Fetcher, disk_errors
 from kstream_agg.stack.unpack import unpack_connector_plugins, unpack_registry
@@ -119,6 +119,20 @@ def test_cache_folder(
 ) -> None:
     monkeypatch.setattr("sys.platform", "linux")
     assert default_cache_dir(environ) == Path(expected)
+
+
+@pytest.mark.parametrize("named", [None, "~/cache"])
+def test_user_without_a_home_is_told_to_name_a_cache_folder(
+    named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_entry(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    with pytest.raises(PrerequisiteError, match="no home") as caught:
+        default_cache_dir({"KSTREAM_CACHE_DIR": named} if named else {})
+    assert "KSTREAM_CACHE_DIR" in (caught.value.remedy or "")
 
 
 def test_fetches_what_is_missing_and_nothing_twice(repository: Repository, tmp_path: Path) -> None:
@@ -272,6 +286,27 @@ def test_unpacked_form_is_made_once_and_again_when_damaged(
     assert (folder / "lib" / "a.jar").stat().st_ino == made
     (folder / "quarkus-run.jar").unlink()
     assert (unpack_registry(cache) / "quarkus-run.jar").read_bytes() == b"run"
+
+
+def test_whole_cache_may_be_read_only(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = archive(tmp_path / "r.tar.gz", {"quarkus-run.jar": b"run"})
+    cache = ArtifactCache(tmp_path / "cache", {"registry": (repository.add("r.tar.gz", body),)})
+    data = tmp_path / "data"
+    # Root may write everywhere: the answer for everybody else is put in its place.
+    monkeypatch.setattr("kstream_agg.stack.doctor.os.access", lambda path, _: path == tmp_path)
+    for limit in ("_MEMORY_MB", "_DATA_MB", "_UNPACKED_MB"):  # whatever this machine has
+        monkeypatch.setattr(doctor, limit, 0)
+    cache.ensure(["registry"], fetcher(repository.url))
+    with pytest.raises(PrerequisiteError, match="cache cannot be written"):
+        doctor.refuse_lack(cache, data)  # it is still to be unpacked
+    folder = unpack_registry(cache)
+    doctor.refuse_lack(cache, data)
+    (cache.folder / ".lock").unlink()
+    assert cache.ensure(["registry"], fetcher(repository.url)) == 0
+    assert unpack_registry(cache) == folder
+    assert not (cache.folder / ".lock").exists()
 
 
 def test_connector_loses_other_databases_drivers_and_converter_gets_a_manifest(

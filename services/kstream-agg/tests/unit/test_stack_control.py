@@ -18,10 +18,10 @@ from kstream_agg.stack.component import Component
 from kstream_agg.stack.doctor import examine, refuse_lack
 from kstream_agg.stack.endpoints import find_running, stack_endpoints
 from kstream_agg.stack.layout import Layout
-from kstream_agg.stack.logfiles import rotate_logs, tail
-from kstream_agg.stack.plan import make_plan, read_plan, write_plan
+from kstream_agg.stack.logfiles import last_error, rotate_logs, tail
+from kstream_agg.stack.plan import make_plan, write_plan
 from kstream_agg.stack.ports import check_ports, free_ports
-from kstream_agg.stack.process import end_processes, launch_command
+from kstream_agg.stack.process import ProcessLauncher, end_processes, launch_command
 from kstream_agg.stack.profiles import artifact_groups, select_names
 from kstream_agg.stack.settings import PortSettings, StackSettings
 from kstream_agg.stack.state import (
@@ -35,8 +35,6 @@ from kstream_agg.stack.state import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from kstream_agg.stack.settings import Profile
 
 
 def component(name: str, process: ProcessId | None = None) -> ComponentStatus:
@@ -130,48 +128,6 @@ def test_unknown_component_is_named_with_those_there_are() -> None:
     assert caught.value.remedy == "it has: kafka"
 
 
-# --- data folders --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("before", "now"), [("live", "demo"), ("demo", "live")])
-def test_demo_and_live_refuse_each_others_folder(
-    before: Profile, now: Profile, tmp_path: Path, config: Path
-) -> None:
-    del config
-    write_plan(Layout(tmp_path).plan, make_plan(before, StackSettings()))
-    with pytest.raises(StackError, match=f"data of a {before} stack"):
-        control.up(tmp_path, make_plan(now, StackSettings()))
-
-
-def test_reset_removes_a_stacks_folder_and_no_other(tmp_path: Path, config: Path) -> None:
-    del config
-    other = tmp_path / "other"
-    other.mkdir()
-    with pytest.raises(StackError, match="left alone"):
-        control.reset(other)
-    assert other.exists()
-    write_plan(Layout(other).plan, make_plan("live", StackSettings()))
-    control.reset(other)
-    assert not other.exists()
-
-
-def test_reset_refuses_a_running_stack(tmp_path: Path) -> None:
-    write_state(Layout(tmp_path).state, stack_state(me()))
-    with pytest.raises(StackError, match="already runs"):
-        control.reset(tmp_path)
-
-
-def test_plan_is_read_as_it_was_written(tmp_path: Path, config: Path) -> None:
-    del config
-    plan = make_plan("demo", StackSettings(), only=("kafka",), options={"loop": "0"})
-    write_plan(tmp_path / "stack.json", plan)
-    assert read_plan(tmp_path / "stack.json") == plan
-    assert read_plan(tmp_path / "none.json") is None
-    (tmp_path / "stack.json").write_text("no", encoding="ascii")
-    with pytest.raises(StackError, match="cannot be read"):
-        read_plan(tmp_path / "stack.json")
-
-
 def test_running_stack_is_found_with_its_addresses(
     tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +217,26 @@ def test_ended_process_is_not_alive(sleeper: subprocess.Popen[bytes]) -> None:
     assert not is_alive(process)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux about threads")
+def test_process_lives_until_its_last_thread_has_ended() -> None:
+    code = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "ctypes.PyDLL(None).syscall(60, 0)\n"  # exit(2) on x86-64: of this thread alone
+    )
+    code = code.replace("60, 0", f"{93 if os.uname().machine == 'aarch64' else 60}, 0")
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        try:
+            found = psutil.Process(process.pid)
+            while found.status() != psutil.STATUS_ZOMBIE:
+                assert process.poll() is None
+            left = process_id(process.pid)
+            assert left is not None
+            assert is_alive(left)
+        finally:
+            process.kill()
+
+
 def test_process_that_ignores_sigterm_is_killed() -> None:
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True)\n"
     with subprocess.Popen(
@@ -319,6 +295,32 @@ def test_grown_log_is_set_aside_while_its_writer_goes_on(tmp_path: Path) -> None
     assert log.read_text() == "second\n"
     assert tail(log, 2) == ["first", "second"]
     assert tail(tmp_path / "none.log", 2) == []
+
+
+def test_last_error_of_a_run_is_found_with_its_remedy(tmp_path: Path) -> None:
+    log = tmp_path / "raw-producer.log"
+    assert last_error(log) is None
+    log.write_text("error: of an earlier run\n", encoding="utf-8")
+    begin = log.stat().st_size
+    assert last_error(log, begin) is None
+    with log.open("a", encoding="utf-8") as file:
+        file.write("error: a first one\n{}\nerror: no channel 'é'\n{}\nremedy: name another\n")
+    assert last_error(log, begin) == "no channel 'é' (remedy: name another)"
+    # Cut meanwhile: what stands there is of this run.
+    log.write_text("error: x\n", encoding="utf-8")
+    assert last_error(log, begin) == "x"
+
+
+def test_started_process_tells_its_own_last_error(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.logs.mkdir()
+    layout.log("failing").write_text("error: of an earlier run\n", encoding="ascii")
+    code = "import sys; print('error: wrong setting', file=sys.stderr); sys.exit(2)"
+    child = Component("failing", (sys.executable, "-c", code), None, {}, Path("/"))
+    handle = ProcessLauncher(layout).start(child)
+    os.waitid(os.P_PID, handle.identity.pid, os.WEXITED | os.WNOWAIT)
+    assert handle.poll() == 2
+    assert handle.last_error() == "wrong setting"
 
 
 # --- doctor --------------------------------------------------------------------------------

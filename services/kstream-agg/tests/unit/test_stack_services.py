@@ -54,6 +54,31 @@ def test_live_source_is_the_users_and_a_demos_is_the_simulator(
     assert "deribit-simulator" in demo.depends_on
 
 
+@pytest.mark.parametrize(
+    ("users", "exporter", "endpoint"),
+    [
+        ({}, "zipkin", "http://127.0.0.1:9411/api/v2/spans"),
+        ({"EXPORTER": "none"}, "none", None),
+        ({"EXPORTER": "otlp"}, "otlp", None),
+        ({"EXPORTER": "otlp", "ENDPOINT": "http://o/"}, "otlp", "http://o/"),
+        ({"EXPORTER": "zipkin"}, "zipkin", "http://127.0.0.1:9411/api/v2/spans"),
+        ({"ENDPOINT": "http://z/"}, "zipkin", "http://z/"),
+    ],
+)
+def test_where_spans_go_is_the_users_to_say(
+    users: dict[str, str],
+    exporter: str,
+    endpoint: str | None,
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in users.items():
+        monkeypatch.setenv(f"KSTREAM__TELEMETRY__{name}", value)
+    env = components(config, "live")["agg-producer"].env
+    assert env["KSTREAM__TELEMETRY__EXPORTER"] == exporter
+    assert env.get("KSTREAM__TELEMETRY__ENDPOINT") == endpoint
+
+
 def test_playback_options_reach_the_simulator(config: Path) -> None:
     simulator = components(config, "demo", recording="/r.csv.gz", loop="0", channels="x")
     env = simulator["deribit-simulator"].env

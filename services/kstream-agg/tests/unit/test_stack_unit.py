@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ class Inline(Executor):
     """Does what is submitted at once."""
 
     def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN003, ANN201 - as its base class
-        future = Future()  # type: ignore[var-annotated]
+        future = Future()  # type: ignore[var-annotated]  # of whatever the callable gives
         try:
             future.set_result(fn(*args, **kwargs))
         except Exception as error:  # noqa: BLE001 - the future carries it, as an executor's does
@@ -36,10 +37,14 @@ class FakeProcess:
         self.identity = ProcessId(pid, 1.0)
         self.code: int | None = None
         self.signals: list[signal.Signals] = []
+        self.error: str | None = None
         self._stubborn = stubborn
 
     def poll(self) -> int | None:
         return self.code
+
+    def last_error(self) -> str | None:
+        return self.error
 
     def send_signal(self, number: signal.Signals) -> None:
         self.signals.append(number)
@@ -248,6 +253,53 @@ def test_one_shot(code: int, state: str) -> None:
     world.go()
     assert world.state("connectors") == state
     assert world.launcher.names.count("next") == (code == 0)
+
+
+def test_what_a_program_said_at_its_end_is_kept_until_it_is_ready() -> None:
+    answers: list[str | None] = ["its port is not open yet"]
+    world = World(make("raw-producer", probe=lambda: answers[-1]))
+    world.go()
+    world.process("raw-producer").error = "no such channel (remedy: name another)"
+    world.process("raw-producer").code = 1
+    world.go()
+    died = "ended with exit code 1: no such channel (remedy: name another)"
+    assert world.status("raw-producer").detail == died
+    world.go(1.1)
+    status = world.status("raw-producer")
+    assert status.state == "starting"
+    assert status.detail == f"its port is not open yet; before: {died}"
+    answers.append(None)
+    world.go(0.3)
+    world.go()
+    assert (world.state("raw-producer"), world.status("raw-producer").detail) == ("ready", "")
+
+
+def test_what_a_one_shot_component_has_made_is_looked_at() -> None:
+    answers: list[str | None] = [None]
+    watched = replace(make("connectors", probe=None), watch=lambda: answers[-1])
+    world = World(watched, make("next", needs=("connectors",)))
+    answers.append("asked too early")
+    world.go(20)
+    assert (world.state("connectors"), world.status("connectors").detail) == ("starting", "")
+    answers.append(None)
+    world.process("connectors").code = 0
+    world.go()
+    world.go(5)
+    assert world.state("connectors") == "done"
+    answers.append("sink: task 0 is FAILED")
+    world.go(5)
+    assert world.state("connectors") == "done"
+    world.go(1)
+    status = world.status("connectors")
+    assert (status.state, status.detail) == ("unhealthy", "sink: task 0 is FAILED")
+    assert not status.is_healthy
+    answers.append(None)
+    world.go(1)
+    assert (world.state("connectors"), world.status("connectors").detail) == ("done", "")
+    assert world.launcher.names == ["connectors", "next"]
+    world.supervisor.stop()
+    world.go()
+    assert world.supervisor.is_stopped
 
 
 def test_stops_group_by_group() -> None:

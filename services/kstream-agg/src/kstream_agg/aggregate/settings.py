@@ -8,31 +8,13 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode
 
 from kstream_agg.aggregate.rules import EwmaRules, WindowRules, Windows
-from kstream_agg.core.errors import SettingsError
-from kstream_agg.core.names import channel_topic, parse_period
-from kstream_agg.core.settings import ServiceSettings, SettingsGroup
+from kstream_agg.core.names import channel_topic
+from kstream_agg.core.settings import Seconds, ServiceSettings, SettingsGroup, WholeSeconds
 
 __all__ = ["AggProducerSettings", "ConsumeSettings", "EwmaSettings", "WindowSettings"]
 
 
-def _seconds(value: object) -> object:
-    """Seconds of a number, or of a text such as `5min`, `2s`, `0.5`."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        pass
-    try:
-        return parse_period(value)
-    except SettingsError as error:
-        raise ValueError(f"{error}; {error.remedy}") from error
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds)]
-
-
-Period = Annotated[int, BeforeValidator(_seconds), Field(ge=1, le=7 * 86_400)]
+Period = Annotated[WholeSeconds, Field(ge=1, le=7 * 86_400)]
 
 # What one trade can be counted in: each window costs its share of every batch.
 _MOST_WINDOWS: Final = 120

@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.live import Live
 
+from kstream_agg.aggregate.settings import AggProducerSettings
 from kstream_agg.cli.board import render
 from kstream_agg.cli.tools import output
 from kstream_agg.core.errors import StackError, UnavailableError
 from kstream_agg.core.settings import ENV_PREFIX, load_settings
+from kstream_agg.deribit.recording import read_recording, shipped_recording_path
+from kstream_agg.deribit.settings import RawProducerSettings
+from kstream_agg.deribit.simulator_service import SimulatorSettings
+from kstream_agg.sinks.connectors import load_sinks
 from kstream_agg.sinks.settings import ToolSettings, load_aggregator_view
 from kstream_agg.stack import control
 from kstream_agg.stack.endpoints import find_running
@@ -33,9 +38,14 @@ if TYPE_CHECKING:
 __all__ = ["demo", "reset", "run", "status", "stop"]
 
 _READY_TIMEOUT_S: Final = 300.0
+_EXCHANGE_TIMEOUT_S: Final = 30.0
 _REDRAW_S: Final = 1.0
+_WITHOUT_EXCHANGE: Final = (
+    "without the exchange, look around with a recording: make stop, make demo"
+)
 # What the shipped recording holds.
-_DEMO_CHANNELS: Final = "trades.option.BTC.100ms,trades.BTC-PERPETUAL.100ms"
+_DEMO_CHANNEL: Final = "trades.option.BTC.100ms"
+_DEMO_INSTRUMENT: Final = "BTC-PERPETUAL"
 
 _detach = click.option("--detach", is_flag=True, help="Return as soon as all is ready.")
 _channels = click.option("--channels", help="Channels to subscribe to, joined with commas.")
@@ -121,8 +131,9 @@ def _start(
     if channels:
         os.environ[f"{ENV_PREFIX}CHANNELS"] = channels
     elif profile == "demo":
-        os.environ.setdefault(f"{ENV_PREFIX}CHANNELS", _DEMO_CHANNELS)
+        os.environ.setdefault(f"{ENV_PREFIX}CHANNELS", _demo_channels(options.get("recording")))
     settings = load_stack_settings()
+    _check_settings(profile)
     options = options | {"channels": ",".join(settings.channels)}
     folder = (settings.data_dir or default_data_dir(profile)).absolute()
     running = _running(settings)
@@ -139,12 +150,45 @@ def _start(
         _attend(folder, console)
 
 
+def _check_settings(profile: Profile) -> None:
+    """Read what each service will read, so that a wrong setting is named before anything starts.
+
+    Raises:
+        SettingsError: One is wrong.
+    """
+    load_settings(RawProducerSettings, "raw-producer")
+    load_settings(AggProducerSettings, "agg-producer")
+    if profile == "demo":
+        load_settings(SimulatorSettings, "deribit-simulator")
+    load_settings(ToolSettings, "tools")
+    load_sinks(load_aggregator_view())
+
+
+def _demo_channels(recording: str | None) -> str:
+    """The demo's channels, without the one that a recording of one's own may not have."""
+    path = Path(recording) if recording else shipped_recording_path()
+    names = {trade["instrument_name"] for trade in read_recording(path).trades}
+    instrument = [f"trades.{_DEMO_INSTRUMENT}.100ms"] if _DEMO_INSTRUMENT in names else []
+    return ",".join([_DEMO_CHANNEL, *instrument])
+
+
 def _wait(folder: Path, console: Console) -> None:
     with console.status("starting") as line:
+        alone_since: float | None = None
 
         def watch(found: StackStatus) -> None:
-            late = [c.name for c in found.components if not c.is_healthy]
-            line.update(f"waiting for {', '.join(late)}")
+            nonlocal alone_since
+            late = [c for c in found.components if not c.is_healthy]
+            line.update(f"waiting for {', '.join(c.name for c in late)}")
+            if [c.name for c in late] != ["raw-producer"]:
+                alone_since = None
+                return
+            alone_since = alone_since or time.monotonic()
+            if time.monotonic() - alone_since > _EXCHANGE_TIMEOUT_S:
+                raise UnavailableError(
+                    f"all is ready but the raw-producer, which goes on trying: {late[0].detail}",
+                    remedy=_remedy(found, late[0].detail),
+                )
 
         try:
             found = control.wait_ready(folder, timeout_s=_READY_TIMEOUT_S, watch=watch)
@@ -205,12 +249,18 @@ def _hint(found: StackStatus) -> str:
     for component in found.components:
         if component.name == "raw-producer" and not component.is_healthy and component.detail:
             lines.append(f"raw-producer: {component.detail}")
-            if found.profile == "live":
-                lines.append("without the exchange, look around with a recording: make demo")
+            remedy = _remedy(found, component.detail)
+            if remedy:
+                lines.append(remedy)
     lines.append(
         'look: .venv/bin/kstream-agg sql "SELECT * FROM trades_option_btc_ewma_5min LIMIT 5"'
     )
     return "\n".join(lines)
+
+
+def _remedy(found: StackStatus, detail: str) -> str | None:
+    no_exchange = found.profile == "live" and "exchange" in detail and "session" in detail
+    return _WITHOUT_EXCHANGE if no_exchange else None
 
 
 def _figures_reader(folder: Path, found: StackStatus) -> FiguresReader:

@@ -5,7 +5,7 @@
     ├── UnavailableError          something we need does not answer (yet); trying again can help
     ├── ContractError             what we found contradicts what we were told
     │   ├── SchemaIncompatibleError   the registry refuses a schema; names the field
-    │   ├── TopicMismatchError    a topic exists with other settings than asked
+    │   ├── TopicMismatchError    a topic has other partitions than what reads it needs
     │   └── ChannelRefusedError   the exchange left out channels we asked for
     ├── DeliveryError             Kafka did not take a record, and will not
     ├── CommitUncertainError      a transaction failed or may have: its work is done again
@@ -72,7 +72,7 @@ class SchemaIncompatibleError(ContractError):
 
 
 class TopicMismatchError(ContractError):
-    """A topic exists with other settings than asked for; the message lists them."""
+    """A topic exists with other partitions than needed; the message says how many."""
 
 
 class ChannelRefusedError(ContractError):

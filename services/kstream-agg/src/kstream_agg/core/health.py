@@ -84,8 +84,9 @@ class HealthServer:
             ) from error
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
+        # How long the end of a service waits for this thread, at most (s).
         self._thread = threading.Thread(
-            target=self._server.serve_forever, name="health", daemon=True
+            target=self._server.serve_forever, args=(0.1,), name="health", daemon=True
         )
 
     def __enter__(self) -> Self:

@@ -10,17 +10,18 @@ that one setting moves topic, aggregator, sinks and tables.
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic import ValidationError as PydanticValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from kstream_agg.core.errors import SettingsError
-from kstream_agg.core.names import channel_topic
+from kstream_agg.core.names import channel_topic, parse_period
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,22 +30,71 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENV_PREFIX",
+    "TOP_LEVEL_KEYS",
     "HttpSettings",
     "KafkaSettings",
     "LogSettings",
     "PostgresSettings",
     "RegistrySettings",
+    "Seconds",
     "ServiceSettings",
     "SettingsGroup",
     "TelemetrySettings",
     "TopicSettings",
+    "WholeSeconds",
     "config_dir",
     "load_settings",
     "read_secret",
 ]
 
 ENV_PREFIX = "KSTREAM__"
+TOP_LEVEL_KEYS: Final = frozenset(
+    [
+        "artifacts",
+        "channels",
+        "connect",
+        "consume",
+        "data_dir",
+        "ewma",
+        "exchange",
+        "group_by",
+        "group_id",
+        "guarantee",
+        "http",
+        "kafka",
+        "log",
+        "memory",
+        "ports",
+        "postgres",
+        "registry",
+        "restart",
+        "simulator",
+        "telemetry",
+        "topic",
+        "window",
+    ]
+)
+"""First parts of all services' variables: what is none of them is a mistyped one."""
 _CONFIG_DIR_VARIABLE = "KSTREAM_CONFIG_DIR"
+
+
+def _seconds(value: object) -> object:
+    """Seconds of a number, or of a text such as `5min`, `2s`, `0.5`."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        pass
+    try:
+        return parse_period(value)
+    except SettingsError as error:
+        raise ValueError(f"{error}; {error.remedy}") from error
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+"""Seconds, written as a number or as a text such as `5min`."""
+WholeSeconds = Annotated[int, BeforeValidator(_seconds)]
 
 
 def _split_commas(value: object) -> object:
@@ -256,6 +306,7 @@ def load_settings(
     Raises:
         SettingsError: A file is not TOML, or a key is unknown or has a wrong value.
     """
+    _refuse_mistyped(os.environ)
     folder = folder or config_dir()
     path = folder / service / "default.toml"
     values = _read_toml(path)
@@ -277,6 +328,19 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path} is not valid TOML: {error}") from error
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _refuse_mistyped(environ: Mapping[str, str]) -> None:
+    for variable in environ:
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        first = variable.removeprefix(ENV_PREFIX).partition("__")[0].lower()
+        if first not in TOP_LEVEL_KEYS:
+            near = difflib.get_close_matches(first, TOP_LEVEL_KEYS, n=1)
+            raise SettingsError(
+                f"environment variable {variable}: no service has a setting '{first}'",
+                remedy=f"did you mean {ENV_PREFIX}{near[0].upper()}?" if near else None,
+            )
 
 
 def _explain(error: PydanticValidationError, values: Mapping[str, Any], path: Path) -> str:

@@ -103,10 +103,10 @@ def _make_exporter(settings: TelemetrySettings) -> SpanExporter | None:
     endpoint = settings.endpoint or _DEFAULT_ENDPOINTS[settings.exporter]
     # Imported here: each exporter costs start-up time that the others need not pay.
     if settings.exporter == "zipkin":
-        from opentelemetry.exporter.zipkin.json import ZipkinExporter  # noqa: PLC0415
+        from opentelemetry.exporter.zipkin.json import ZipkinExporter  # noqa: PLC0415 - see above
 
         return ZipkinExporter(endpoint=endpoint)
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415 - see above
         OTLPSpanExporter,
     )
 

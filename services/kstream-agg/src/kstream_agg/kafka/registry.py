@@ -168,9 +168,12 @@ class SchemaRegistry:
     def _incompatible(
         self, subject: str, schema: dict[str, Any], error: SchemaRegistryError
     ) -> SchemaIncompatibleError:
-        latest = self._client.get_latest_version(subject).schema
-        old: dict[str, Any] = json.loads(latest.schema_str or "{}")
-        differences = _differences(old, schema) or [error.error_message]
+        try:
+            latest = self._client.get_latest_version(subject).schema
+            differences = _differences(json.loads(latest.schema_str or "{}"), schema)
+        except Exception:  # noqa: BLE001 - whatever the client raises: the refusal itself is known
+            differences = []
+        differences = differences or [error.error_message]
         return SchemaIncompatibleError(
             f"the registry refuses the schema of '{subject}' as not backward compatible: "
             + "; ".join(differences),

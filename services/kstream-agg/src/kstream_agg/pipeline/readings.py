@@ -79,9 +79,11 @@ class Readings:
         total = 0
         for partition, reading in self._readings.items():
             lag = 0
-            if reading.at_end_since is None and reading.position is not None:
-                _low, high = consumer.get_watermark_offsets(TopicPartition(*partition), cached=True)
-                lag = max(0, high - reading.position)
+            if reading.at_end_since is None:
+                low, high = consumer.get_watermark_offsets(TopicPartition(*partition), cached=True)
+                # Without a position the first batch has not been processed yet.
+                position = low if reading.position is None else reading.position
+                lag = max(0, high - max(0, position))
             self._lag.labels(partition.topic, str(partition.number)).set(lag)
             total += lag
         return total

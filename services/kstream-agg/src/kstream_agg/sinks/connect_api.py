@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-__all__ = ["ConnectClient", "ConnectorStatus", "TaskStatus"]
+__all__ = ["ConnectClient", "ConnectorStatus", "TaskStatus", "parse_status"]
 
 _CONFLICT: Final = 409  # a rebalance is in progress: ask again
 _NOT_FOUND: Final = 404
@@ -108,15 +108,7 @@ class ConnectClient:
 
     def status(self, name: str) -> ConnectorStatus:
         """The connector's and its tasks' states."""
-        found = self._ask("GET", f"/connectors/{name}/status")
-        if found is None:
-            return ConnectorStatus(name, "ABSENT")
-        tasks = tuple(
-            TaskStatus(task["id"], task["state"], _reason(task.get("trace")))
-            for task in found["tasks"]
-        )
-        connector = found["connector"]
-        return ConnectorStatus(name, connector["state"], tasks, _reason(connector.get("trace")))
+        return parse_status(name, self._ask("GET", f"/connectors/{name}/status"))
 
     def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> Any:  # noqa: ANN401 - whatever JSON the API gives
         try:
@@ -136,6 +128,17 @@ class ConnectClient:
         if answer.is_error:
             raise ContractError(f"Kafka Connect refuses {method} {path}: {_message(answer)}")
         return answer.json() if answer.content else None
+
+
+def parse_status(name: str, found: Mapping[str, Any] | None) -> ConnectorStatus:
+    """What the API's JSON says of a connector; None stands for one that it does not know."""
+    if found is None:
+        return ConnectorStatus(name, "ABSENT")
+    tasks = tuple(
+        TaskStatus(task["id"], task["state"], _reason(task.get("trace"))) for task in found["tasks"]
+    )
+    connector = found["connector"]
+    return ConnectorStatus(name, connector["state"], tasks, _reason(connector.get("trace")))
 
 
 def _message(answer: httpx2.Response) -> str:

@@ -141,10 +141,11 @@ def apply(
     patience.until_available("Kafka Connect", client.names)
     # 3.
     for sink, config in zip(sinks, configs, strict=True):
-        if client.config(sink.name) == config:
+        # Connect answers 409 while its workers rebalance, which takes a moment.
+        current = patience.until_available("Kafka Connect", partial(client.config, sink.name))
+        if current == config:
             _log.info("connector unchanged", connector=sink.name)
         else:
-            # Connect answers 409 while its workers rebalance, which takes a moment.
             put = partial(client.put_config, sink.name, config)
             patience.until_available("Kafka Connect", put)
             _log.info("connector configured", connector=sink.name, topics=list(sink.topics))

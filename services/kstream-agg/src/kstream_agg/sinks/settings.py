@@ -7,11 +7,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import NoDecode
 
-from kstream_agg.core.errors import SettingsError
-from kstream_agg.core.names import average_topic, channel_topic, parse_period
+from kstream_agg.core.names import average_topic, channel_topic
 from kstream_agg.core.settings import (
     PostgresSettings,
     RegistrySettings,
+    Seconds,
     ServiceSettings,
     SettingsGroup,
     load_settings,
@@ -50,23 +50,6 @@ class ToolSettings(ServiceSettings):
     connect: ConnectSettings = ConnectSettings()
 
 
-def _seconds(value: object) -> object:
-    """Seconds of a number, or of a text such as `5min`, `2s`, `0.5`."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        pass
-    try:
-        return parse_period(value)
-    except SettingsError as error:
-        raise ValueError(f"{error}; {error.remedy}") from error
-
-
-_Seconds = Annotated[float, BeforeValidator(_seconds)]
-
-
 def _texts(value: object) -> object:
     """A list, or of a text the parts between commas."""
     if isinstance(value, str):
@@ -79,11 +62,11 @@ class WindowView(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    period: _Seconds = 300.0
-    periods: Annotated[tuple[_Seconds, ...], NoDecode, BeforeValidator(_texts)] = ()
-    advance: _Seconds | None = None
-    grace: _Seconds = 0.0
-    allowed_lateness: _Seconds = 2.0
+    period: Seconds = 300.0
+    periods: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_texts)] = ()
+    advance: Seconds | None = None
+    grace: Seconds = 0.0
+    allowed_lateness: Seconds = 2.0
 
     @property
     def families(self) -> tuple[tuple[int, int], ...]:

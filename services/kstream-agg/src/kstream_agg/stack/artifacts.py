@@ -70,14 +70,24 @@ def read_lock(text: str | None = None) -> dict[str, tuple[Artifact, ...]]:
 
 
 def default_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """`$KSTREAM_CACHE_DIR`, else `kstream-agg` in the platform's cache folder for users."""
+    """`$KSTREAM_CACHE_DIR`, else `kstream-agg` in the platform's cache folder for users.
+
+    Raises:
+        PrerequisiteError: It would be in the user's home, and the user has none.
+    """
     named = environ.get(_CACHE_VARIABLE)
-    if named:
-        return Path(named).expanduser().absolute()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "kstream-agg"
     base = environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "kstream-agg"
+    try:
+        if named:
+            return Path(named).expanduser().absolute()
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "kstream-agg"
+        return (Path(base) if base else Path.home() / ".cache") / "kstream-agg"
+    except RuntimeError as error:
+        raise PrerequisiteError(
+            "there is no cache folder for downloads: this user has no home",
+            remedy=f"set {_CACHE_VARIABLE} to a folder's whole path, or HOME",
+        ) from error
 
 
 class ArtifactCache:
@@ -93,6 +103,11 @@ class ArtifactCache:
     ) -> None:
         self.folder = folder or default_cache_dir()
         self._groups = groups if groups is not None else read_lock()
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the locked groups."""
+        return tuple(self._groups)
 
     def files(self, group: str) -> list[Path]:
         """Where a group's files are or will be, in the order of the lock."""

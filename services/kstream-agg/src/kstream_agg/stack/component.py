@@ -37,10 +37,13 @@ class Component:
         argv: The program and its arguments.
         probe: Asked until it returns None, and now and then afterwards. None for a one-shot
             component: done when it exits with 0.
+        watch: Of a one-shot component that is done: asked now and then whether what it has made
+            still stands.
         env: The environment it gets, all of it.
         cwd: Its working directory.
         ports: What it listens on, by the name of the setting.
         depends_on: Components that must be ready (one-shot ones: done) before it starts.
+        check: Run once before anything of the stack starts; raises when it could not work.
         prepare: Run before each start; may take its time and raise.
         initialise: Run when it is ready for the first time, before others may use it.
         stop_signal: Asks it to end in good order.
@@ -55,8 +58,10 @@ class Component:
     probe: Callable[[], str | None] | None
     env: Mapping[str, str]
     cwd: Path
+    watch: Callable[[], str | None] | None = None
     ports: Mapping[str, int] = field(default_factory=dict)
     depends_on: tuple[str, ...] = ()
+    check: Callable[[], None] | None = None
     prepare: Callable[[], None] | None = None
     initialise: Callable[[], None] | None = None
     stop_signal: signal.Signals = signal.SIGTERM

@@ -15,11 +15,17 @@ import msgspec
 from kstream_agg.core.errors import StackError, UnavailableError
 from kstream_agg.stack.doctor import refuse_lack
 from kstream_agg.stack.download import Fetcher, disk_errors
-from kstream_agg.stack.layout import Layout
-from kstream_agg.stack.plan import plan_context, read_plan, write_plan
+from kstream_agg.stack.layout import Layout, make_private
+from kstream_agg.stack.plan import plan_context, read_kind, write_kind, write_plan
 from kstream_agg.stack.ports import check_ports
 from kstream_agg.stack.process import end_processes
-from kstream_agg.stack.profiles import artifact_groups, build_components, select_names
+from kstream_agg.stack.profiles import (
+    COMPONENT_NAMES,
+    artifact_groups,
+    build_components,
+    select_names,
+)
+from kstream_agg.stack.settings import kind_of
 from kstream_agg.stack.state import StackStatus, is_alive, read_state
 from kstream_agg.stack.unpack import unpack_all
 
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
 
     from kstream_agg.stack.download import Progress
     from kstream_agg.stack.plan import Plan
+    from kstream_agg.stack.settings import Kind
 
 __all__ = ["down", "read_status", "reset", "resume", "suspend", "up", "wait_ready"]
 
@@ -72,26 +79,33 @@ def up(data_dir: Path, plan: Plan, *, progress: Progress | None = None) -> list[
 
     Raises:
         StackError: It runs already, the folder is of another kind, a port is taken, a disk full.
+        SettingsError: The demo's recording cannot be read, or not be played into this folder.
+        ContractError: The demo's recording is damaged.
         UnavailableError: Java files are missing and cannot be fetched.
-        PrerequisiteError: Java or Postgres is not installed.
+        PrerequisiteError: Java or Postgres is not installed, memory or disk too small.
     """
     layout = Layout(data_dir)
     _refuse_running(data_dir)
-    with disk_errors(data_dir):
-        layout.logs.mkdir(parents=True, exist_ok=True)
-    _refuse_other_kind(layout, plan)
+    kind = _refuse_other_kind(layout, plan)
     orphans = _end_orphans(data_dir)
     names = select_names(plan.profile, plan.only)
     context = plan_context(plan, layout)
     refuse_lack(context.cache, data_dir)
-    check_ports(build_components(names, context))
+    components = build_components(names, context)
+    check_ports(components)
+    for component in components:
+        if component.check is not None:
+            component.check()
     groups = artifact_groups(names)
     context.cache.ensure(groups, Fetcher(plan.repository), progress)
     unpack_all(context.cache, groups)
     with disk_errors(data_dir):
+        layout.folder.mkdir(parents=True, exist_ok=True)
+        write_kind(layout, kind)
+        write_plan(layout.plan, plan)
+        make_private(layout.logs)
         shutil.rmtree(layout.suspended, ignore_errors=True)
         layout.suspended.mkdir()
-        write_plan(layout.plan, plan)
     _start_supervisor(layout)
     return orphans
 
@@ -172,7 +186,7 @@ def reset(data_dir: Path) -> None:
     _refuse_running(data_dir)
     if not data_dir.exists():
         return
-    if not Layout(data_dir).plan.exists():
+    if not _is_data_folder(Layout(data_dir)):
         raise StackError(f"{data_dir} is not a stack's data folder: it is left alone")
     _end_orphans(data_dir)
     with disk_errors(data_dir):
@@ -230,16 +244,22 @@ def _refuse_running(data_dir: Path) -> None:
         )
 
 
-def _refuse_other_kind(layout: Layout, plan: Plan) -> None:
+def _refuse_other_kind(layout: Layout, plan: Plan) -> Kind:
     """What is simulated must never be mistaken for the market."""
-    before = read_plan(layout.plan)
-    kinds = {plan.profile, before.profile} if before else {plan.profile}
-    if kinds == {"live", "demo"} and before:
+    kind = kind_of(plan.profile)
+    before = read_kind(layout) or kind
+    if kind != before:
         raise StackError(
-            f"{layout.folder} holds the data of a {before.profile} stack, "
+            f"{layout.folder} holds the data of a {before} stack, "
             f"a {plan.profile} stack must not mix with it",
             remedy="name another folder with --data-dir, or empty it: 'kstream-agg stack reset'",
         )
+    return kind
+
+
+def _is_data_folder(layout: Layout) -> bool:
+    """Whether a stack was planned there, or nothing is there but what a stack writes."""
+    return layout.plan.exists() or layout.holds_only(COMPONENT_NAMES)
 
 
 def _end_orphans(data_dir: Path) -> list[str]:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 from kstream_agg.core.errors import PrerequisiteError
+from kstream_agg.stack.accounts import server_account
 from kstream_agg.stack.artifacts import ArtifactCache
 from kstream_agg.stack.download import default_repository
 from kstream_agg.stack.ports import is_taken, port_holder
 from kstream_agg.stack.programs import find_java, find_postgres
+from kstream_agg.stack.unpack import is_unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,7 +64,8 @@ def examine(settings: StackSettings, data_dir: Path, *, running: bool) -> list[C
         running: A stack runs on it: its ports and memory are taken by itself.
     """
     cache = ArtifactCache()
-    checks = [_python(), _system(), *_programs(), _cache(cache), *_disks(cache, data_dir)]
+    checks = [_python(), _system(), *_programs(data_dir), _cache(cache)]
+    checks += _disks(cache, data_dir)
     if running:
         return [*checks, Check("ports and memory", "taken by the stack that runs")]
     return [*checks, _memory(), *_ports(settings.ports)]
@@ -97,10 +100,10 @@ def _system() -> Check:
     return Check("system", name)
 
 
-def _programs() -> Iterator[Check]:
+def _programs(data_dir: Path) -> Iterator[Check]:
     programs: dict[str, Callable[[], object]] = {
         "Java": find_java,
-        "Postgres": find_postgres,
+        "Postgres": lambda: server_account(data_dir / "postgres", find_postgres()),
         "Maven client": default_repository,
     }
     for what, find in programs.items():
@@ -121,14 +124,17 @@ def _cache(cache: ArtifactCache) -> Check:
 
 def _disks(cache: ArtifactCache, data_dir: Path) -> Iterator[Check]:
     missing = cache.absent_bytes()
-    yield _disk("disk of the cache", cache.folder, _mb(missing) + (_UNPACKED_MB if missing else 0))
+    if missing or not is_unpacked(cache):
+        yield _disk("disk of the cache", cache.folder, _mb(missing) + _UNPACKED_MB)
+    else:  # it may as well be read-only
+        yield Check("disk of the cache", f"nothing is to be written to {cache.folder}")
     yield _disk("disk of the data", data_dir, _DATA_MB)
 
 
 def _disk(what: str, folder: Path, wanted_mb: int) -> Check:
     place = next(each for each in (folder, *folder.parents) if each.exists())
     free = _mb(shutil.disk_usage(place).free)
-    if not os.access(place, os.W_OK):
+    if not place.is_dir() or not os.access(place, os.W_OK):
         return Check(what, f"{place} cannot be written", "mend its permissions, or name another")
     if free < wanted_mb:
         remedy = f"free {wanted_mb} MB there, or name a folder on another disk"

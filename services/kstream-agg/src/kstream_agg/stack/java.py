@@ -43,5 +43,7 @@ def class_path(jars: Iterable[Path]) -> str:
 
 def plain_environment() -> dict[str, str]:
     """A small environment: a user's JAVA_TOOL_OPTIONS or CLASSPATH must not change the stack."""
-    kept = ("PATH", "HOME", "LANG", "TMPDIR")
-    return {name: os.environ[name] for name in kept if name in os.environ} | {"TZ": "UTC"}
+    kept = ("PATH", "HOME", "TMPDIR")
+    # In the C locale, or none, Java cannot even name a file whose path is not ASCII.
+    fixed = {"TZ": "UTC", "LC_ALL": "C.UTF-8"}
+    return {name: os.environ[name] for name in kept if name in os.environ} | fixed

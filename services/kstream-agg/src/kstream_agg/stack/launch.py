@@ -5,7 +5,8 @@ the child and is unsafe in a fork of a threaded process: on Linux it asks for SI
 supervisor dies, so that nothing lingers, and it gives up root. Its process becomes the program.
 
 A user other than root may not be able to enter the folders above the program and its data (a
-checkout in root's home): `--traverse` keeps the one capability that lets it pass there.
+checkout in root's home): `--traverse` keeps the one capability that lets it pass there,
+CAP_DAC_READ_SEARCH. It reads any file too, and writes none.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ _PR_SET_KEEPCAPS = 8
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _PR_CAPBSET_READ = 23
-_CAP_DAC_OVERRIDE = 1
 _CAP_DAC_READ_SEARCH = 2
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
@@ -47,24 +47,24 @@ def main() -> None:
 
 
 def _give_up_root(uid: int, gid: int, *, traverse: bool) -> None:
-    capability = _traversing_capability() if traverse and sys.platform == "linux" else None
-    if capability is not None:
+    if traverse and not may_traverse():
+        sys.exit("this system does not let another user pass folders that are closed to it")
+    if traverse:
         _prctl(_PR_SET_KEEPCAPS, 1)
     os.setgroups([])
     os.setgid(gid)
     os.setuid(uid)
-    if capability is not None:
-        _keep_only(capability)
-        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability)
+    if traverse:
+        _keep_only(_CAP_DAC_READ_SEARCH)
+        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_READ_SEARCH)
 
 
-def _traversing_capability() -> int | None:
-    """The weakest capability that passes any folder and that this process may have."""
+def may_traverse() -> bool:
+    """Whether a child of this process, which is root, may keep the capability to pass folders."""
+    if sys.platform != "linux":
+        return False
     libc = ctypes.CDLL(None, use_errno=True)
-    for capability in (_CAP_DAC_READ_SEARCH, _CAP_DAC_OVERRIDE):
-        if libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) == 1:
-            return capability
-    return None
+    return bool(libc.prctl(_PR_CAPBSET_READ, _CAP_DAC_READ_SEARCH, 0, 0, 0) == 1)
 
 
 def _keep_only(capability: int) -> None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "make_private"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,11 @@ class Layout:
     """The paths of one data folder."""
 
     folder: Path
+
+    @property
+    def kind(self) -> Path:
+        """Whether the folder's data is `live` or of a `demo`, from its first start on."""
+        return self.folder / "kind"
 
     @property
     def plan(self) -> Path:
@@ -51,6 +57,26 @@ class Layout:
         return self.folder / component
 
     @property
+    def simulator_state(self) -> Path:
+        """How far a demo's recording was played."""
+        return self.folder / "deribit-simulator.json"
+
+    @property
     def postgres_password(self) -> Path:
         """The generated password of the database's user."""
         return self.folder / "postgres.password"
+
+    def holds_only(self, components: Collection[str]) -> bool:
+        """Whether it is a folder with nothing in it but what a stack of `components` writes."""
+        files = (self.kind, self.plan, self.state, self.lock, self.simulator_state)
+        own = (*files, self.postgres_password, self.logs, self.suspended)
+        names = {path.name for path in own} | set(components)
+        return self.folder.is_dir() and all(
+            path.name.removesuffix(".new") in names for path in self.folder.iterdir()
+        )
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner may enter; one that is there becomes so."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)

@@ -6,6 +6,7 @@ go on at the new beginning, and no pipe stands between them and the disk.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections import deque
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["follow", "rotate_logs", "tail"]
+__all__ = ["follow", "last_error", "rotate_logs", "tail"]
 
 _MAX_BYTES = 20 << 20
+# What a program says at its end is in there, whatever it has logged before.
+_END_BYTES = 64 << 10
 
 
 def rotate_logs(folder: Path, max_bytes: int = _MAX_BYTES) -> None:
@@ -37,6 +40,32 @@ def tail(log: Path, lines: int) -> list[str]:
             with path.open(encoding="utf-8", errors="replace") as file:
                 last.extend(line.rstrip("\n") for line in file)
     return list(last)
+
+
+def last_error(log: Path, begin: int = 0) -> str | None:
+    """The last error that the command line has written into a log, and its remedy.
+
+    Args:
+        log: The log.
+        begin: Where to begin in it (bytes); all of it when it was cut meanwhile.
+
+    Returns:
+        One sentence; None when there is none.
+    """
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(begin if begin <= size else 0, size - _END_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    said: str | None = None
+    for line in lines:
+        if line.startswith("error: "):
+            said = line.removeprefix("error: ")
+        elif line.startswith("remedy: ") and said is not None:
+            said += f" ({line})"
+    return said
 
 
 def follow(log: Path, pause: Callable[[float], None] = time.sleep) -> Iterator[str]:

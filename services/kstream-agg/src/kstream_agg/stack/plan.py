@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
@@ -13,17 +13,27 @@ from kstream_agg.stack.artifacts import ArtifactCache
 from kstream_agg.stack.context import StackContext
 from kstream_agg.stack.settings import (
     ArtifactSettings,
+    Kind,
     MemorySettings,
     PortSettings,
     Profile,
     RestartSettings,
+    kind_of,
 )
 
 if TYPE_CHECKING:
     from kstream_agg.stack.layout import Layout
     from kstream_agg.stack.settings import StackSettings
 
-__all__ = ["Plan", "make_plan", "plan_context", "read_plan", "write_plan"]
+__all__ = [
+    "Plan",
+    "make_plan",
+    "plan_context",
+    "read_kind",
+    "read_plan",
+    "write_kind",
+    "write_plan",
+]
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -109,3 +119,35 @@ def read_plan(path: Path) -> Plan | None:
         raise StackError(
             f"{path} cannot be read: {error}", remedy="remove it, and start the stack again"
         ) from error
+
+
+def write_kind(layout: Layout, kind: Kind) -> None:
+    """Write down what a folder's data is; the first word on it stays."""
+    if not layout.kind.exists():
+        new = layout.kind.with_name(layout.kind.name + ".new")
+        new.write_text(f"{kind}\n", encoding="ascii")
+        new.replace(layout.kind)
+
+
+def read_kind(layout: Layout) -> Kind | None:
+    """What a folder's data is; None when no stack was ever started there.
+
+    Raises:
+        StackError: The folder does not say it in a way that can be read.
+    """
+    if not layout.folder.is_dir():
+        return None
+    try:
+        said = layout.kind.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        plan = read_plan(layout.plan)
+        return kind_of(plan.profile) if plan else None
+    except (OSError, UnicodeDecodeError) as error:
+        said = str(error)
+    for kind in get_args(Kind):
+        if said == kind:
+            return kind_of(kind)
+    raise StackError(
+        f"{layout.kind} must say whether the data is live or of a demo, and says: {said}",
+        remedy="write 'live' or 'demo' into it, or empty the folder: 'kstream-agg stack reset'",
+    )

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from kstream_agg.sinks.connect_api import parse_status
 
-__all__ = ["http_probe", "kafka_probe", "readiness_probe"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from kstream_agg.sinks.connect_api import ConnectorStatus
+
+__all__ = ["http_probe", "kafka_probe", "readiness_probe", "sinks_probe"]
 
 _TIMEOUT_S = 3.0
+_MEND_SINKS = "mend the cause, then run 'kstream-agg connectors apply'"
 
 
 def kafka_probe(port: int) -> Callable[[], str | None]:
@@ -73,6 +78,31 @@ def readiness_probe(port: int) -> Callable[[], str | None]:
         return "; ".join(filter(None, reasons)) or f"answers {status}"
 
     return probe
+
+
+def sinks_probe(port: int, names: Sequence[str]) -> Callable[[], str | None]:
+    """Well when Connect runs these connectors and all their tasks; says which one it does not."""
+
+    def probe() -> str | None:
+        try:
+            status, body = _get(port, "/connectors?expand=status")
+            answer = json.loads(body)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            return f"Connect: {_no_answer(error)}"
+        if status != http.client.OK:  # it does not know while its workers rebalance
+            return f"Connect answers {status}"
+        found = [parse_status(name, answer.get(name, {}).get("status")) for name in names]
+        broken = [_explain_sink(sink) for sink in found if not sink.is_running]
+        return "; ".join([*broken, _MEND_SINKS]) if broken else None
+
+    return probe
+
+
+def _explain_sink(sink: ConnectorStatus) -> str:
+    states = [f"is {sink.state}"] if sink.state != "RUNNING" else []
+    states += [f"task {t.number} is {t.state}" for t in sink.tasks if t.state != "RUNNING"]
+    said = f"{sink.name}: {', '.join(states) or 'has no task'}"
+    return f"{said} ({sink.failure})" if sink.failure else said
 
 
 def _get(port: int, path: str) -> tuple[int, bytes]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import psutil
 
 from kstream_agg.stack import launch
+from kstream_agg.stack.logfiles import last_error
 from kstream_agg.stack.state import ProcessId, is_alive, process_id
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ class Handle(Protocol):
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal; nothing happens when it has ended."""
 
+    def last_error(self) -> str | None:
+        """The last error that it has put into its log in our programs' way, with the remedy."""
+
 
 class Launcher(Protocol):
     """Starts components."""
@@ -50,8 +54,10 @@ class Launcher(Protocol):
 
 
 class _ProcessHandle:
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, begin: int) -> None:
         self._process = process
+        self._log = log
+        self._begin = begin
         self.identity = process_id(process.pid) or ProcessId(process.pid, 0.0)
 
     def poll(self) -> int | None:
@@ -60,6 +66,9 @@ class _ProcessHandle:
     def send_signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
+
+    def last_error(self) -> str | None:
+        return last_error(self._log, self._begin)
 
 
 class ProcessLauncher:
@@ -82,6 +91,7 @@ class ProcessLauncher:
         """
         log = self._layout.log(component.name)
         with log.open("ab") as output:
+            begin = output.tell()
             process = subprocess.Popen(
                 launch_command(component),
                 stdin=subprocess.DEVNULL,
@@ -92,7 +102,7 @@ class ProcessLauncher:
                 # Out of the terminal's reach: Ctrl-C is the supervisor's to pass on.
                 start_new_session=True,
             )
-        return _ProcessHandle(process)
+        return _ProcessHandle(process, log, begin)
 
 
 def launch_command(component: Component) -> list[str]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kstream_agg.stack.context import StackContext
     from kstream_agg.stack.settings import Profile
 
-__all__ = ["artifact_groups", "build_components", "select_names"]
+__all__ = ["COMPONENT_NAMES", "artifact_groups", "build_components", "select_names"]
 
 _BUILDERS: Final[dict[str, Callable[[StackContext], Component]]] = {
     "kafka": kafka_component,
@@ -37,6 +37,9 @@ _BUILDERS: Final[dict[str, Callable[[StackContext], Component]]] = {
     "raw-producer": raw_producer_component,
     "agg-producer": agg_producer_component,
 }
+
+COMPONENT_NAMES: Final = tuple(_BUILDERS)
+"""All components of all profiles."""
 
 _BASE: Final = ("kafka", "schema-registry", "connect", "postgres", "zipkin")
 _SERVICES: Final = ("connectors", "raw-producer", "agg-producer")

@@ -16,16 +16,20 @@ from kstream_agg.core.settings import (
 
 __all__ = [
     "ArtifactSettings",
+    "Kind",
     "MemorySettings",
     "PortSettings",
     "Profile",
     "RestartSettings",
     "StackSettings",
     "default_data_dir",
+    "kind_of",
     "load_stack_settings",
 ]
 
 Profile = Literal["base", "live", "demo"]
+Kind = Literal["live", "demo"]
+"""Whether a folder's trades are the market's or simulated."""
 
 
 class PortSettings(SettingsGroup):
@@ -97,7 +101,11 @@ def load_stack_settings(*, folder: Path | None = None) -> StackSettings:
     return load_settings(StackSettings, "stack", folder=folder)
 
 
+def kind_of(profile: Profile) -> Kind:
+    """What a profile's trades are; the servers alone count as live."""
+    return "demo" if profile == "demo" else "live"
+
+
 def default_data_dir(profile: Profile) -> Path:
-    """`.data/<profile>` beside the `config/` folder; `base` shares the live stack's."""
-    kind = "demo" if profile == "demo" else "live"
-    return config_dir().parent / ".data" / kind
+    """`.data/live` or `.data/demo` beside the `config/` folder."""
+    return config_dir().parent / ".data" / kind_of(profile)

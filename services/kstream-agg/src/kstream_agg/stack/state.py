@@ -32,7 +32,7 @@ ComponentState = Literal[
     "preparing",
     "starting",
     "ready",
-    "unhealthy",  # it was ready and does not answer now
+    "unhealthy",  # it was ready and does not answer now, or what it has made is broken
     "backoff",  # it died; the next start is near
     "done",  # one-shot, and it ended well
     "stopping",
@@ -132,9 +132,17 @@ def is_alive(process: ProcessId) -> bool:
         found = psutil.Process(process.pid)
         # The start time is computed from the boot time, which a corrected clock moves a little.
         same: bool = abs(found.create_time() - process.create_time) < 2.0
-        return same and found.status() != psutil.STATUS_ZOMBIE
+        return same and not _has_ended(found)
     except psutil.NoSuchProcess:
         return False
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """Whether it only waits to be reaped.
+
+    With its first thread gone it looks so too, and still holds its ports until the others end.
+    """
+    return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
 
 
 def write_state(path: Path, status: StackStatus) -> None:

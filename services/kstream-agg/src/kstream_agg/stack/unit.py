@@ -3,7 +3,7 @@
     waiting ─► preparing ─► starting ─► ready ⇄ unhealthy
        ▲           │            │          │        │
        └─ backoff ◄┴────────────┴──────────┴────────┘   it failed or died
-    one-shot:  … starting ─► done
+    one-shot:  … starting ─► done ⇄ unhealthy       what it has made is looked at
     any ─► stopping ─► stopped
 
 What may block (preparing, asking) runs on the executor; the process is started by the thread that
@@ -73,6 +73,7 @@ class Unit:
         self._probe: Future[str | None] | None = None
         self._next_probe = 0.0
         self._failures = 0
+        self._failure = ""
         self._initialised = False
         self._restarts = 0
         self._backoff_s = restart.backoff_initial_s
@@ -99,12 +100,17 @@ class Unit:
             state=self._state,
             process=self._handle.identity if self._handle else None,
             restarts=self._restarts,
-            detail=self._detail,
+            detail="; ".join(filter(None, (self._detail, self._history()))),
             since=self._since_ms / 1000,
             next_start=round(next_start, 1) if next_start else None,
             ports=dict(self.component.ports),
             address=self.component.address,
         )
+
+    def _history(self) -> str:
+        """Why it failed before, as long as it is not clear whether it will again."""
+        is_open = self._state in ("waiting", "preparing", "starting")
+        return f"before: {self._failure}" if is_open and self._failure else ""
 
     def tick(self, healthy: Collection[str]) -> None:
         """Go on as far as can be without waiting.
@@ -117,7 +123,7 @@ class Unit:
                 self._tick_waiting(healthy)
             case "preparing":
                 self._tick_preparing()
-            case "starting" | "ready" | "unhealthy":
+            case "starting" | "ready" | "unhealthy" | "done":
                 self._tick_running()
             case "backoff":
                 if self._clock.monotonic() >= self._next_start:
@@ -125,7 +131,7 @@ class Unit:
                     self._enter("waiting")
             case "stopping":
                 self._tick_stopping()
-            case "done" | "stopped":
+            case "stopped":
                 pass
 
     def stop(self) -> None:
@@ -175,12 +181,13 @@ class Unit:
 
     def _tick_running(self) -> None:
         code = self._handle.poll() if self._handle else None
-        if code is not None:
+        if self._handle is not None and code is not None:
+            said = self._handle.last_error()
             self._handle = None
             if self.component.probe is None and code == 0:
-                self._enter("done")
+                self._become_done()
             else:
-                self._fail(_explain_exit(code))
+                self._fail(_explain_exit(code) + (f": {said}" if said else ""))
             return
         if self._task is not None:
             self._tick_initialising()
@@ -188,8 +195,10 @@ class Unit:
             if self._probe.done():
                 self._take_answer(self._probe)
                 self._probe = None
-        elif self.component.probe is not None and self._clock.monotonic() >= self._next_probe:
-            self._probe = self._executor.submit(self.component.probe)
+        else:
+            ask = self.component.watch if self._handle is None else self.component.probe
+            if ask is not None and self._clock.monotonic() >= self._next_probe:
+                self._probe = self._executor.submit(ask)
 
     def _take_answer(self, answer: Future[str | None]) -> None:
         said = _error_of(answer) or answer.result()
@@ -198,11 +207,13 @@ class Unit:
         if said is not None:
             self._failures += 1
             self._detail = said
-            if self._state == "ready" and self._failures >= _FAILURES_TO_UNHEALTHY:
+            if self.is_healthy and self._failures >= _FAILURES_TO_UNHEALTHY:
                 self._enter("unhealthy", said)
             return
         self._failures = 0
-        if self._initialised or self.component.initialise is None:
+        if self._handle is None:
+            self._become_done()
+        elif self._initialised or self.component.initialise is None:
             self._become_ready()
         else:
             self._task = self._executor.submit(self.component.initialise)
@@ -219,9 +230,15 @@ class Unit:
         self._become_ready()
 
     def _become_ready(self) -> None:
-        self._detail = ""
-        if self._state != "ready":
-            self._enter("ready")
+        self._become("ready")
+
+    def _become_done(self) -> None:
+        self._become("done")
+
+    def _become(self, state: ComponentState) -> None:
+        self._detail = self._failure = ""
+        if self._state != state:
+            self._enter(state)
         self._next_probe = self._clock.monotonic() + _PROBE_READY_S
 
     def _fail(self, reason: str) -> None:
@@ -231,6 +248,7 @@ class Unit:
         self._next_start = self._clock.monotonic() + self._backoff_s
         self._backoff_s = min(2 * self._backoff_s, self._restart.backoff_max_s)
         self._failures = 0
+        self._failure = reason
         self._enter("backoff", reason)
 
     def _tick_stopping(self) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kstream_agg.stack.artifacts import ArtifactCache
 
 __all__ = [
+    "is_unpacked",
     "plugin_folders",
     "registry_folder",
     "unpack_all",
@@ -30,6 +31,8 @@ _CONVERTER_INTERFACE = "org.apache.kafka.connect.storage.Converter"
 _CONVERTER = "io.apicurio.registry.utils.converter.AvroConverter"
 
 _MARKER = ".complete"
+
+_UNPACKED_GROUPS = ("registry", "jdbc-connector", "avro-converter")
 
 # Drivers of other databases in the connector's bundle: unused here, and the largest of its files.
 _UNUSED_DRIVERS = ("ojdbc", "mysql-connector", "mariadb-java-client", "mssql-jdbc")
@@ -43,6 +46,11 @@ def registry_folder(cache: ArtifactCache) -> Path:
 def plugin_folders(cache: ArtifactCache) -> tuple[Path, Path]:
     """The entries of Connect's `plugin.path` once they are unpacked."""
     return cache.unpacked("jdbc-connector"), cache.unpacked("avro-converter")
+
+
+def is_unpacked(cache: ArtifactCache) -> bool:
+    """Whether all that is to be unpacked stands there, whole."""
+    return all(_is_complete(cache.unpacked(g)) for g in _UNPACKED_GROUPS if g in cache.groups)
 
 
 def unpack_all(cache: ArtifactCache, groups: Collection[str]) -> None:

@@ -3,11 +3,11 @@
 For each raw topic, in this order, so that what goes on being written does no harm:
 
 1. fix the raw topic's ends E; wait until the aggregator and the raw sink have passed them;
-2. take the aggregator's position P, then the ends of the averages, A, and of `-late`; wait until
-   the averages' sink has passed A;
-3. read `-late` and the averages to those ends, and the raw topic to its end of now, comparing
-   its trades up to E with Postgres and all its windows with their records (`verify.windows`
-   says which trades a record must cover);
+2. take the aggregator's position P, then the ends of the averages, A, of `-late` and `-dlq`; wait
+   until the averages' sink has passed A;
+3. read `-late`, `-dlq` and the averages to those ends, and the raw topic to its end of now,
+   comparing its trades up to E with Postgres and all its windows with their records
+   (`verify.windows` says which trades a record must cover);
 4. compare the averages with Postgres;
 5. where rows are left that differ or are unaccounted for, read on behind the ends and excuse
    those that newer records explain.
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kstream_agg.core.errors import InvalidRecordError
-from kstream_agg.core.names import late_topic
+from kstream_agg.core.names import dead_letter_topic, late_topic
 from kstream_agg.core.schemas import AVERAGE, RAW_TRADE
 from kstream_agg.kafka.dlq import header_value, origin_from_headers
 from kstream_agg.kafka.registry import SchemaRegistry
@@ -35,7 +35,7 @@ from kstream_agg.verify.waiting import (
     wait_for_group,
     wait_for_records,
 )
-from kstream_agg.verify.windows import Averages, Recomputation, epoch_ms
+from kstream_agg.verify.windows import REFUSED, Averages, Recomputation, epoch_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -199,7 +199,7 @@ def _fix_ends(tools: _Tools, raw_topic: str, average_topics: Sequence[str]) -> _
     positions = wait_for_group(reader, aggregator, raw, patience)
     # 2.
     averages = reader.spans(average_topics)
-    late = reader.spans([late_topic(raw_topic)])
+    late = reader.spans([late_topic(raw_topic), dead_letter_topic(raw_topic)])
     agg_sink = Group(tools.agg_group, must_read=readable_by(tools.averages))
     wait_for_group(reader, agg_sink, averages, patience)
     return _Ends(raw, positions, averages, late)
@@ -239,11 +239,12 @@ def _read_averages(tools: _Tools, spans: _Spans) -> Averages:
 
 
 def _read_late(tools: _Tools, spans: _Spans, raw_topic: str) -> dict[TopicPart, dict[int, str]]:
+    """What the aggregator says it has not counted, with its reason: late, future or refused."""
     excluded: dict[TopicPart, dict[int, str]] = {}
     for record in tools.reader.read(spans):
         origin = origin_from_headers(record.headers)
         if origin is not None and origin.topic == raw_topic:
-            reason = header_value(record.headers, "late.reason") or "late"
+            reason = header_value(record.headers, "late.reason") or REFUSED
             part = TopicPart(origin.topic, origin.partition)
             excluded.setdefault(part, {})[origin.offset] = reason
     return excluded
@@ -272,7 +273,7 @@ def _judge_windows(
         if wrong is not None:
             check.differs(f"{key[0]} {key[1]:%Y-%m-%d %H:%M:%S}: {wrong}")
     check.note("windows still open", recomputation.count_open(closed))
-    check.note("records in -late", recomputation.excluded_count)
+    check.note("records in -late or -dlq", recomputation.excluded_count)
     check.note("repeats of a trade in a window", recomputation.repeats)
 
 

@@ -21,7 +21,7 @@ from psycopg import sql
 
 from kstream_agg.core.clock import SystemClock
 from kstream_agg.core.metrics import Metrics
-from kstream_agg.core.names import late_topic, table_name
+from kstream_agg.core.names import dead_letter_topic, late_topic, table_name
 from kstream_agg.core.schemas import AVERAGE, RAW_TRADE
 from kstream_agg.core.settings import config_dir
 from kstream_agg.kafka.cluster import KafkaCluster, topic_configuration
@@ -211,15 +211,17 @@ def running_sinks(
     _copy_definitions(folder, name)
     sinks = load_sinks(aggregator, folder)
     cluster = KafkaCluster(settings.kafka, "sink-bench")
-    late = [late_topic(topic) for topic in aggregator.raw_topics]
-    topics = [*late, *(t for sink in sinks for t in (*sink.topics, sink.dead_letter_topic))]
+    aside = [
+        name(topic) for topic in aggregator.raw_topics for name in (late_topic, dead_letter_topic)
+    ]
+    topics = [*aside, *(t for sink in sinks for t in (*sink.topics, sink.dead_letter_topic))]
     with (
         SchemaRegistry(settings.registry) as registry,
         ConnectClient(settings.connect.url, settings.connect.timeout_s) as client,
     ):
         bench = SinkBench(settings, aggregator, sinks, client, registry)
         try:
-            cluster.create_topics([topic_configuration(t, settings.topic) for t in late])
+            cluster.create_topics([topic_configuration(t, settings.topic) for t in aside])
             apply(sinks, settings, client, bench.patience())
             yield bench
         finally:

@@ -10,10 +10,10 @@ exactly what the window's first n counted trades make. That settles what may sti
   after it was shown make no difference, they will be in its next record.
 - A window that is still open and was not shown has nothing to compare and is counted.
 
-Not counted: what the aggregator has put into `-late`, by partition and offset, and repeats of
-(instrument_name, trade_seq) within a window. The same trade_seq in another window is another
-trade: a recording played twice has both. Late trades that are not in `-late` are counted like
-others. `current` is folded from the record's own `seed`; a record with a `tau` is of the
+Not counted: what the aggregator has put into `-late` or `-dlq`, by partition and offset, and
+repeats of (instrument_name, trade_seq) within a window. The same trade_seq in another window is
+another trade: a recording played twice has both. Late trades that are not in `-late` are counted
+like others. `current` is folded from the record's own `seed`; a record with a `tau` is of the
 time-decayed form, and its seed weighs `seed_weight`.
 """
 
@@ -31,13 +31,16 @@ if TYPE_CHECKING:
 
     from kstream_agg.verify.reading import TopicPart
 
-__all__ = ["Averages", "Recomputation", "WindowKey", "compare", "epoch_ms"]
+__all__ = ["REFUSED", "Averages", "Recomputation", "WindowKey", "compare", "epoch_ms"]
 
 WindowKey = tuple[str, datetime]
 """instrument_name and window_start."""
 Averages = dict[WindowKey, dict[str, Any]]
 """The last record of each window, as decoded."""
 
+REFUSED: Final = "refused"
+"""Why a record is not counted that the aggregator has put into `-dlq`."""
+_MOVE_NO_WATERMARK: Final = frozenset({"future", REFUSED})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
 _TOLERANCE: Final = 1e-9
@@ -121,7 +124,7 @@ class Recomputation:
         averages: The last record of each window.
         period_ms: Length of the windows.
         positions: The aggregator's position in each partition: the next offset it will read.
-        excluded: Offsets of the records in `-late`, with the reason, by partition.
+        excluded: Offsets of the records in `-late` and `-dlq`, with the reason, by partition.
         advance_ms: From one window's begin to the next; None for windows that do not overlap.
     """
 
@@ -150,7 +153,7 @@ class Recomputation:
         settled = offset < self._positions.get(part, 0)
         at_ms = epoch_ms(trade["timestamp"])
         reason = self._excluded.get(part, {}).get(offset)
-        if reason != "future":
+        if reason not in _MOVE_NO_WATERMARK:
             if settled:
                 self._newest_ms[part] = max(at_ms, self._newest_ms.get(part, at_ms))
             self._oldest_ms.setdefault(part, at_ms)

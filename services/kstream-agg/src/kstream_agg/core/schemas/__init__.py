@@ -10,7 +10,7 @@ import json
 from importlib import resources
 from typing import Any, Final
 
-__all__ = ["AVERAGE", "RAW_TRADE", "field_names", "load_schema"]
+__all__ = ["AVERAGE", "RAW_TRADE", "load_schema"]
 
 
 def load_schema(name: str) -> dict[str, Any]:
@@ -25,11 +25,6 @@ def load_schema(name: str) -> dict[str, Any]:
     text = resources.files(__package__).joinpath(f"{name}.avsc").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
-
-
-def field_names(schema: dict[str, Any]) -> tuple[str, ...]:
-    """Names of a record schema's fields, in order."""
-    return tuple(field["name"] for field in schema["fields"])
 
 
 RAW_TRADE: Final = load_schema("raw_trade")

@@ -84,7 +84,8 @@ class StateFile:
             raise SettingsError(
                 f"'{self._path}' tells of {state.trades} trades of '{state.recording}', not of "
                 f"{trades} of '{recording}': their numbers would mix",
-                remedy="play another recording into a data folder of its own, or reset this one",
+                remedy="play another recording into a data folder of its own "
+                "(KSTREAM__DATA_DIR=FOLDER), or empty this one (make reset)",
             )
         return state
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from kstream_agg.stack.component import Component
 from kstream_agg.stack.components.kafka import log_configuration
 from kstream_agg.stack.java import class_path, java_command, plain_environment
+from kstream_agg.stack.layout import make_private
 from kstream_agg.stack.probes import http_probe
+from kstream_agg.stack.properties import format_properties
 from kstream_agg.stack.unpack import plugin_folders
 
 if TYPE_CHECKING:
@@ -28,8 +30,8 @@ def connect_component(context: StackContext) -> Component:
     properties = home / "connect.properties"
 
     def prepare() -> None:
-        home.mkdir(parents=True, exist_ok=True)
-        properties.write_text(_properties(context), encoding="utf-8")
+        make_private(home)
+        properties.write_text(_properties(context), encoding="ascii")
         log_configuration(home)
 
     return Component(
@@ -84,4 +86,4 @@ def _properties(context: StackContext) -> str:
         "scheduled.rebalance.max.delay.ms": 0,
         "offset.flush.interval.ms": 5000,
     }
-    return "".join(f"{key}={value}\n" for key, value in values.items())
+    return format_properties(values)

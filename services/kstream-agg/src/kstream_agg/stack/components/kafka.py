@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from kstream_agg.core.errors import StackError
 from kstream_agg.stack.component import Component
 from kstream_agg.stack.java import class_path, java_command, plain_environment
+from kstream_agg.stack.layout import make_private
 from kstream_agg.stack.probes import kafka_probe
+from kstream_agg.stack.properties import format_properties
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,8 +31,8 @@ def kafka_component(context: StackContext) -> Component:
     properties = home / "server.properties"
 
     def prepare() -> None:
-        home.mkdir(parents=True, exist_ok=True)
-        properties.write_text(_server_properties(context, home / "data"), encoding="utf-8")
+        make_private(home)
+        properties.write_text(_server_properties(context, home / "data"), encoding="ascii")
         log_configuration(home)
         if not (home / "data" / "meta.properties").exists():
             _format(jars, properties)
@@ -91,7 +93,7 @@ def _server_properties(context: StackContext, data: Path) -> str:
         "log.segment.bytes": 256 << 20,
         "num.recovery.threads.per.data.dir": 2,
     }
-    return "".join(f"{key}={value}\n" for key, value in values.items())
+    return format_properties(values)
 
 
 def _format(jars: str, properties: Path) -> None:

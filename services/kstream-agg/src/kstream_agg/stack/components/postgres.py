@@ -17,6 +17,7 @@ from kstream_agg.core.errors import StackError, UnavailableError
 from kstream_agg.stack.accounts import hand_over, server_account
 from kstream_agg.stack.component import Component
 from kstream_agg.stack.java import plain_environment
+from kstream_agg.stack.layout import make_private
 from kstream_agg.stack.process import launch_command
 from kstream_agg.stack.programs import find_postgres
 
@@ -79,20 +80,27 @@ def postgres_password(context: StackContext) -> str:
     """The password of the database's user, made when there is none yet."""
     path = context.layout.postgres_password
     if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(18))
+        new = path.with_name(path.name + ".new")
+        _write_secret(new, secrets.token_urlsafe(18))
+        new.replace(path)
     return path.read_text(encoding="ascii").strip()
+
+
+def _write_secret(path: Path, secret: str) -> None:
+    """Write a file that never was readable by others, not even empty or for a moment."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secret)
 
 
 def _make_cluster(home: Path, account: Account | None, password: str) -> None:
     """`initdb`, in a folder beside that is renamed when all is well."""
     growing = home / "data.part"
     shutil.rmtree(growing, ignore_errors=True)
-    home.mkdir(parents=True, exist_ok=True)
+    make_private(home)
     password_file = home / "initial-password"
-    password_file.write_text(password, encoding="ascii")
-    password_file.chmod(0o600)
+    _write_secret(password_file, password)
     hand_over(account, home, password_file)
     command = Component(
         name="initdb",

@@ -6,10 +6,11 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
-from kstream_agg.core.settings import ENV_PREFIX
+from kstream_agg.core.settings import ENV_PREFIX, load_settings
+from kstream_agg.sinks.settings import AGG_SINK, RAW_SINK
 from kstream_agg.stack.component import Component
 from kstream_agg.stack.endpoints import stack_endpoints
-from kstream_agg.stack.probes import readiness_probe
+from kstream_agg.stack.probes import readiness_probe, sinks_probe
 
 if TYPE_CHECKING:
     from kstream_agg.stack.context import StackContext
@@ -31,13 +32,17 @@ _PLAYBACK: Final = (
     "seed",
 )
 
+_EXPORTER: Final = f"{ENV_PREFIX}TELEMETRY__EXPORTER"
+_ENDPOINT: Final = f"{ENV_PREFIX}TELEMETRY__ENDPOINT"
+
 
 def connectors_component(context: StackContext) -> Component:
-    """One-shot: makes tables and topics and configures the sinks."""
+    """One-shot: makes tables and topics, configures the sinks, which are watched from then on."""
     return Component(
         name="connectors",
         argv=_program("connectors", "apply"),
         probe=None,
+        watch=sinks_probe(context.ports.connect, (RAW_SINK, AGG_SINK)),
         env=_environment(context),
         cwd=context.layout.folder,
         depends_on=("schema-registry", "connect", "postgres"),
@@ -86,16 +91,43 @@ def simulator_component(context: StackContext) -> Component:
     chosen = {name: context.options[name] for name in _PLAYBACK if name in context.options}
     changes = {f"SIMULATOR__{name.upper()}": value for name, value in chosen.items()}
     # With it a second start goes on numbering trades where the first one ended.
-    state = context.layout.folder / "deribit-simulator.json"
+    state = context.layout.simulator_state
     return Component(
         name="deribit-simulator",
         argv=_program("deribit-simulator", "--port", str(port), "--state", str(state)),
         probe=readiness_probe(http),
         env=_environment(context, changes | {"HTTP__PORT": str(http)}),
+        check=lambda: _check_recording(context, chosen | {"state": str(state)}),
         cwd=context.layout.folder,
         ports={"simulator": port, "simulator_http": http},
         address=f"ws://127.0.0.1:{port}/ws/api/v2",
     )
+
+
+def _check_recording(context: StackContext, chosen: dict[str, str]) -> None:
+    """See that the recording can be played and is the one the folder's trades came from.
+
+    Raises:
+        SettingsError: It cannot be read, or another one was played into the folder.
+        ContractError: What it holds is wrong.
+    """
+    # The supervisor builds this component too, and has no use for the whole simulator.
+    from kstream_agg.deribit.simulation.options import (  # noqa: PLC0415 - see above
+        change_options,
+        choose_trades,
+    )
+    from kstream_agg.deribit.simulation.state import StateFile  # noqa: PLC0415 - see above
+    from kstream_agg.deribit.simulator_service import (  # noqa: PLC0415 - see above
+        SERVICE,
+        SimulatorSettings,
+        load_recording,
+    )
+
+    settings = load_settings(SimulatorSettings, SERVICE, folder=context.config)
+    recording, options = load_recording(change_options(settings.simulator, chosen))
+    played = choose_trades(recording, options)
+    if context.layout.simulator_state.exists():
+        StateFile(context.layout.simulator_state).load(played.name, len(played.trades))
 
 
 def _program(*arguments: str) -> tuple[str, ...]:
@@ -103,7 +135,13 @@ def _program(*arguments: str) -> tuple[str, ...]:
 
 
 def _environment(context: StackContext, changes: dict[str, str] | None = None) -> dict[str, str]:
-    """The user's environment, the stack's addresses over it, a service's own over both."""
-    stack = stack_endpoints(context.layout, context.ports.model_dump(), context.options)
+    """The user's environment, the stack's addresses over it, a service's own over both.
+
+    Where spans go is the user's to say: the stack's Zipkin is only the default.
+    """
+    stack = stack_endpoints(context.layout, context.ports.model_dump(), context.options).environment
+    if os.environ.get(_EXPORTER, stack[_EXPORTER]) != stack[_EXPORTER]:
+        del stack[_ENDPOINT]
+    spans = {name: os.environ[name] for name in (_EXPORTER, _ENDPOINT) if name in os.environ}
     own = {ENV_PREFIX + name: value for name, value in (changes or {}).items()}
-    return {**os.environ, **stack.environment, **own, "KSTREAM_CONFIG_DIR": str(context.config)}
+    return {**os.environ, **stack, **spans, **own, "KSTREAM_CONFIG_DIR": str(context.config)}
