@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import random
 import signal
-import subprocess
-import sys
-import threading
-import time
 import urllib.request
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
-from prometheus_client import CollectorRegistry
+from market import (
+    PERIOD_S,
+    START_MS,
+    WAIT_S,
+    Market,
+    Recomputed,
+    RunningAggregator,
+    assert_exact,
+    command,
+    recomputed_families,
+    unruly_trades,
+    wait_for,
+)
 
-from kstream_agg.aggregate.agg_producer import run_agg_producer, topics_of
-from kstream_agg.aggregate.settings import AggProducerSettings, ConsumeSettings, WindowSettings
-from kstream_agg.core.clock import SystemClock
-from kstream_agg.core.errors import InvalidRecordError
-from kstream_agg.core.health import Health
-from kstream_agg.core.metrics import CONSUMER_LAG_RECORDS, RECORDS_REPEATED, Metrics
-from kstream_agg.core.names import average_topic, channel_topic, dead_letter_topic, late_topic
-from kstream_agg.core.schemas import RAW_TRADE
-from kstream_agg.core.service import ServiceContext
+from kstream_agg.aggregate.settings import EwmaSettings, WindowSettings
+from kstream_agg.core.errors import TopicMismatchError
+from kstream_agg.core.metrics import RECORDS_REPEATED
+from kstream_agg.core.names import dead_letter_topic
 from kstream_agg.core.settings import (
     KafkaSettings,
     RegistrySettings,
@@ -38,11 +36,7 @@ from kstream_agg.core.settings import (
     TopicSettings,
 )
 from kstream_agg.core.telemetry import Telemetry, is_sampled
-from kstream_agg.kafka.cluster import KafkaCluster
-from kstream_agg.kafka.dlq import header_value, origin_from_headers
-from kstream_agg.kafka.registry import SchemaRegistry
-from kstream_agg.kafka.wire import RecordDecoder, RecordEncoder
-from kstream_agg.kafka.writer import RecordWriter
+from kstream_agg.kafka.dlq import header_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,155 +44,6 @@ if TYPE_CHECKING:
     from kstream_agg.stack.endpoints import StackEndpoints
 
 pytestmark = pytest.mark.stack
-
-WAIT_S = 60.0
-PERIOD_S = 60
-START_MS = 1_700_000_000_000 // 60_000 * 60_000
-LATENESS_MS = 2_000
-
-
-@dataclass(frozen=True)
-class Record:
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: list[tuple[str, bytes | None]]
-
-
-class Market:
-    """A channel that only this test knows, its topics, and an aggregator's settings for it."""
-
-    def __init__(self, stack: StackEndpoints, **changes: Any) -> None:  # noqa: ANN401 - fields of the settings, checked by them
-        self.name = f"T{uuid4().hex[:8].upper()}"
-        self.settings = AggProducerSettings(
-            channels=(f"trades.option.{self.name}.100ms",),
-            group_id=f"agg-{self.name}",
-            topic=TopicSettings(partitions=2),
-            **{
-                "kafka": KafkaSettings(bootstrap_servers=stack.bootstrap_servers),
-                "registry": RegistrySettings(url=stack.registry_url),
-                "window": WindowSettings(period=PERIOD_S, idle_timeout=600),
-                "consume": ConsumeSettings(commit_interval_s=0.1),
-                **changes,
-            },
-        )
-        self.topic = channel_topic(self.settings.channels[0])
-        self.averages = average_topic(self.topic, PERIOD_S)
-        self.registry = SchemaRegistry(RegistrySettings(url=stack.registry_url))
-        self.kafka = KafkaSettings(bootstrap_servers=stack.bootstrap_servers)
-        KafkaCluster(self.kafka, "test").create_topics(topics_of(self.settings))
-        self.schema_id = self.registry.register_value(self.topic, RAW_TRADE)
-        self.encoder = RecordEncoder(RAW_TRADE, self.schema_id)
-        self.decoder = RecordDecoder(self.registry.schema_by_id)
-
-    def trade(self, instrument: str, seq: int, at_ms: int, **fields: object) -> dict[str, Any]:
-        return {
-            "instrument_name": f"{self.name}-{instrument}",
-            "trade_seq": seq,
-            "trade_id": f"{instrument}-{seq}",
-            "timestamp": START_MS + at_ms,
-            "direction": "buy",
-            "price": 1.0 + seq % 13 / 8,
-            "amount": 0.5 + seq % 3,
-            "tick_direction": 0,
-            "received_at": START_MS + at_ms + 30,
-            "source": "stream",
-        } | fields
-
-    def send(
-        self, *trades: dict[str, Any] | tuple[bytes, bytes | None], traceparent: bytes = b""
-    ) -> None:
-        headers: list[tuple[str, str | bytes | None]] = (
-            [("traceparent", traceparent)] if traceparent else []
-        )
-        with RecordWriter(self.kafka, Metrics(CollectorRegistry()), "test") as writer:
-            for trade in trades:
-                if isinstance(trade, tuple):
-                    writer.produce(self.topic, trade[1], key=trade[0], headers=headers)
-                else:
-                    key = trade["instrument_name"].encode()
-                    writer.produce(self.topic, self.encoder.encode(trade), key=key, headers=headers)
-
-    @contextlib.contextmanager
-    def consumer(self, group: str) -> Iterator[Consumer]:
-        consumer = Consumer(
-            {
-                **self.kafka.client_config(),
-                "group.id": group,
-                "enable.auto.commit": False,
-                "fetch.queue.backoff.ms": 10,
-            }
-        )
-        try:
-            yield consumer
-        finally:
-            consumer.close()
-
-    def partitions(self, consumer: Consumer, topic: str) -> list[TopicPartition]:
-        found = consumer.list_topics(topic, timeout=WAIT_S).topics[topic].partitions
-        return [TopicPartition(topic, number) for number in found]
-
-    def read(self, topic: str) -> list[Record]:
-        """All records of a topic, each partition in offset order."""
-        records = []
-        with self.consumer(f"read-{uuid4().hex}") as consumer:
-            for item in self.partitions(consumer, topic):
-                low, high = consumer.get_watermark_offsets(item, timeout=WAIT_S)
-                consumer.assign([TopicPartition(topic, item.partition, low)])
-                left = high - low
-                while left > 0:
-                    for message in consumer.consume(min(left, 10_000), WAIT_S):
-                        assert message.error() is None
-                        records.append(
-                            Record(
-                                message.partition() or 0,
-                                message.offset() or 0,
-                                message.key(),
-                                message.value(),
-                                list(message.headers() or ()),  # type: ignore[arg-type]  # a list of pairs
-                            )
-                        )
-                        left -= 1
-        return records
-
-    def results(self) -> dict[bytes | None, list[dict[str, Any]]]:
-        """The averages by key, oldest first; times in ms."""
-        found = defaultdict(list)
-        for record in self.read(self.averages):
-            average = self.decoder.decode(record.value)
-            for name in ("window_start", "window_end"):
-                average[name] = round(average[name].timestamp() * 1000)
-            found[record.key].append(average)
-        return dict(found)
-
-    def committed(self) -> dict[int, dict[str, Any]]:
-        with self.consumer(self.settings.group_id) as consumer:
-            return self._committed(consumer)
-
-    def _committed(self, consumer: Consumer) -> dict[int, dict[str, Any]]:
-        items = consumer.committed(self.partitions(consumer, self.topic), timeout=WAIT_S)
-        return {
-            item.partition: json.loads(item.metadata or "{}") | {"c": item.offset}
-            for item in items
-            if item.offset >= 0
-        }
-
-    def wait_until_all_is_taken(self) -> None:
-        with self.consumer(self.settings.group_id) as consumer:
-            ends = {
-                item.partition: consumer.get_watermark_offsets(item, timeout=WAIT_S)[1]
-                for item in self.partitions(consumer, self.topic)
-            }
-
-            def is_taken() -> bool:
-                notes = self._committed(consumer)
-                return all(
-                    notes.get(number, {"p": -1})["p"] >= end for number, end in ends.items() if end
-                )
-
-            wait_for(is_taken)
-
 
 MakeMarket = Callable[..., Market]
 
@@ -213,164 +58,6 @@ def make_market(stack: StackEndpoints) -> Iterator[MakeMarket]:
             return market
 
         yield make
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for has not come"
-        time.sleep(0.05)
-
-
-class RunningAggregator:
-    """The agg-producer in a thread of this process."""
-
-    def __init__(self, settings: AggProducerSettings, telemetry: Telemetry | None = None) -> None:
-        self.metrics = Metrics(CollectorRegistry())
-        self.health = Health()
-        self._stop = threading.Event()
-        self._telemetry = telemetry or Telemetry(TelemetrySettings(), "agg-producer")
-        self._failure: BaseException | None = None
-        self._settings = settings
-        self._thread = threading.Thread(target=self._run)
-
-    def has_partitions(self) -> bool:
-        [lag] = self.metrics.gauge(CONSUMER_LAG_RECORDS).collect()
-        return bool(lag.samples)
-
-    def _run(self) -> None:
-        context = ServiceContext(
-            "agg-producer",
-            SystemClock(),
-            self.metrics,
-            self.health,
-            self._telemetry,
-            self._stop,
-        )
-        try:
-            run_agg_producer(self._settings, context)
-        except BaseException as error:  # noqa: BLE001 - handed to the test's thread
-            self._failure = error
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        self._thread.join(WAIT_S)
-        assert not self._thread.is_alive()
-        if self._failure is not None:
-            raise self._failure
-
-
-class Recomputed:
-    """The raw topic, record by record, from the definitions."""
-
-    def __init__(self, market: Market) -> None:
-        self.counted: dict[bytes, list[dict[str, Any]]] = defaultdict(list)
-        self.closed: set[bytes] = set()
-        self.late: dict[tuple[int, int], str] = {}
-        self.dead: set[tuple[int, int]] = set()
-        self.repeats = 0
-        by_partition = defaultdict(list)
-        for record in market.read(market.topic):
-            by_partition[record.partition].append(record)
-        for records in by_partition.values():
-            self._partition(market, records)
-
-    def _partition(self, market: Market, records: list[Record]) -> None:
-        watermark = -1
-        keys: dict[bytes, int] = {}
-        for record in records:
-            place = record.partition, record.offset
-            try:
-                trade = market.decoder.decode(record.value)
-            except InvalidRecordError:
-                self.dead.add(place)
-                continue
-            if trade["instrument_name"].encode() != record.key:
-                self.dead.add(place)
-                continue
-            at = round(trade["timestamp"].timestamp() * 1000)
-            window = at // (PERIOD_S * 1000) * PERIOD_S * 1000
-            key = f"{trade['instrument_name']}|{window}".encode()
-            if at > round(trade["received_at"].timestamp() * 1000) + 60_000:
-                self.late[place] = "future"
-                continue
-            if window + PERIOD_S * 1000 <= watermark:
-                self.late[place] = "late"
-            elif any(known["trade_seq"] == trade["trade_seq"] for known in self.counted[key]):
-                self.repeats += 1
-            else:
-                self.counted[key].append(trade)
-                keys[key] = window
-            watermark = max(watermark, at - LATENESS_MS)
-        ended = watermark - PERIOD_S * 1000
-        self.closed |= {key for key, window in keys.items() if window <= ended}
-
-    def compare(self, key: bytes, average: dict[str, Any]) -> None:
-        trades = self.counted[key]
-        by_seq = sorted(trades, key=lambda trade: trade["trade_seq"])
-        prices = [trade["price"] for trade in trades]
-        volume = sum(trade["amount"] for trade in trades)
-        current = average["seed"]
-        for price in prices:
-            current += average["alpha"] * (price - current)
-        close = pytest.approx
-        assert average["trade_count"] == len(trades)
-        assert average["first_trade_seq"] == by_seq[0]["trade_seq"]
-        assert average["last_trade_seq"] == by_seq[-1]["trade_seq"]
-        assert average["open"] == by_seq[0]["price"]
-        assert average["close"] == by_seq[-1]["price"]
-        assert (average["high"], average["low"]) == (max(prices), min(prices))
-        assert average["volume"] == close(volume, rel=1e-9)
-        assert average["sma"] == close(sum(prices) / len(prices), rel=1e-9)
-        product = sum(trade["price"] * trade["amount"] for trade in trades)
-        assert average["vwap"] == close(product / volume, rel=1e-9)
-        assert average["current"] == close(current, rel=1e-9)
-
-
-def assert_exact(market: Market) -> Recomputed:
-    """Every closed window's last result, and what is late and dead, equal the recomputation."""
-    wanted, results = Recomputed(market), market.results()
-    assert set(results) == wanted.closed
-    for key, found in results.items():
-        assert key is not None
-        wanted.compare(key, found[-1])
-    late = {}
-    for record in market.read(late_topic(market.topic)):
-        origin = origin_from_headers(record.headers)
-        assert origin is not None
-        late[origin.partition, origin.offset] = header_value(record.headers, "late.reason")
-    assert late == wanted.late
-    dead = [origin_from_headers(r.headers) for r in market.read(dead_letter_topic(market.topic))]
-    assert {(origin.partition, origin.offset) for origin in dead if origin} == wanted.dead
-    return wanted
-
-
-def unruly_trades(market: Market, count: int, seed: int) -> list[dict[str, Any]]:
-    """Trades of many windows: some repeated, some out of order, some late, some in the future."""
-    chance = random.Random(seed)  # noqa: S311 - a test's data
-    seqs: dict[str, int] = defaultdict(int)
-    trades: list[dict[str, Any]] = []
-    for number in range(count):
-        instrument = f"I{chance.randrange(12)}"
-        kind = chance.random()
-        at = number * 120
-        if kind < 0.02 and trades:
-            trades.append(chance.choice(trades[-200:]))
-            continue
-        seqs[instrument] += 1
-        if kind < 0.2:
-            at -= chance.randrange(3_000)
-        elif kind < 0.22:
-            at -= 150_000
-        trade = market.trade(instrument, seqs[instrument], at)
-        if kind > 0.99:
-            trade["received_at"] -= 61_000
-        trades.append(trade)
-    return trades
 
 
 def test_results_late_records_and_dead_letters_are_exact(make_market: MakeMarket) -> None:
@@ -393,8 +80,6 @@ def test_results_late_records_and_dead_letters_are_exact(make_market: MakeMarket
     assert {"late", "future"} == set(wanted.late.values())
     assert len(wanted.dead) == len(bad)
     assert repeated.samples[0].value == wanted.repeats > 0
-    for number, note in market.committed().items():
-        assert note["c"] <= note["p"], number
     messages = [
         header_value(record.headers, "error.message")
         for record in market.read(dead_letter_topic(market.topic))
@@ -402,14 +87,78 @@ def test_results_late_records_and_dead_letters_are_exact(make_market: MakeMarket
     assert any("knows no schema" in (message or "") for message in messages)
 
 
-def test_a_restart_goes_on_exactly_where_it_stood(make_market: MakeMarket) -> None:
-    market = make_market()
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+def test_a_restart_goes_on_exactly_where_it_stood(make_market: MakeMarket, guarantee: str) -> None:
+    market = make_market(guarantee=guarantee)
     trades = unruly_trades(market, 3_000, seed=2)
     for part in (trades[:1_000], trades[1_000:1_001], trades[1_001:]):
         market.send(*part)
         with RunningAggregator(market.settings):
             market.wait_until_all_is_taken()
     assert_exact(market)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"window": WindowSettings(periods=(20, 60, 300), idle_timeout=600, retention=60)},
+        {"window": WindowSettings(periods=(60, 100), advance=30, idle_timeout=600, retention=60)},
+        {
+            "window": WindowSettings(periods=(60, 120), idle_timeout=600, retention=60),
+            "ewma": EwmaSettings(form="time", tau=45.0),
+        },
+        {
+            "window": WindowSettings(period=60, idle_timeout=600, retention=60),
+            "ewma": EwmaSettings(n=20, start="zero", reset="window"),
+        },
+    ],
+    ids=["several periods", "hopping", "time-decayed", "as the original"],
+)
+def test_all_kinds_of_windows_and_averages_are_exact_over_a_restart(
+    make_market: MakeMarket, changes: dict[str, object]
+) -> None:
+    market = make_market(**changes)
+    trades = unruly_trades(market, 4_000, seed=7)
+    for part in (trades[:1_500], trades[1_500:]):
+        market.send(*part)
+        with RunningAggregator(market.settings):
+            market.wait_until_all_is_taken()
+    assert min(recomputed_families(market)) > 10
+
+
+def test_a_channel_counts_as_one_instrument_with_the_originals_numbers(
+    make_market: MakeMarket,
+) -> None:
+    market = make_market(
+        group_by="channel",
+        topic=TopicSettings(partitions=1),
+        ewma=EwmaSettings(n=300, start="zero", reset="window"),
+    )
+    trades = [market.trade(f"I{n % 3}", n // 3, n * 100) for n in range(2_000)]
+    market.send(*trades)
+    with RunningAggregator(market.settings):
+        market.wait_until_all_is_taken()
+    results = market.results()
+    channel = market.settings.channels[0]
+    assert set(results) == {f"{channel}|{START_MS + n * 60_000}".encode() for n in range(3)}
+    ewma = 0.0
+    for trade in trades[:600]:
+        ewma = 2 / 301 * trade["price"] + (1 - 2 / 301) * ewma
+    [first] = results[f"{channel}|{START_MS}".encode()]
+    assert first["current"] == pytest.approx(ewma, rel=1e-9)
+    assert first["trade_count"] == 600
+    assert recomputed_families(market) == [3]
+
+
+def test_grouping_by_channel_is_refused_where_partitions_would_split_it(
+    make_market: MakeMarket,
+) -> None:
+    market = make_market(group_by="channel")
+    with (
+        pytest.raises(TopicMismatchError, match="needs a topic of one partition"),
+        RunningAggregator(market.settings) as aggregator,
+    ):
+        wait_for(lambda: not aggregator.is_alive())
 
 
 def test_members_that_come_and_go_lose_and_double_nothing(make_market: MakeMarket) -> None:
@@ -517,36 +266,6 @@ def test_it_waits_for_what_is_absent_says_so_and_stops_when_asked(
     with RunningAggregator(market.settings) as aggregator:
         wait_for(lambda: (aggregator.health.not_ready() or "").startswith(f"waiting for {absent}"))
         assert aggregator.health.problems() == {}
-
-
-def environment_of(settings: AggProducerSettings) -> dict[str, str]:
-    return os.environ | {
-        "KSTREAM__CHANNELS": ",".join(settings.channels),
-        "KSTREAM__GROUP_ID": settings.group_id,
-        "KSTREAM__KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
-        # A killed member must not hold its partitions for 45 s.
-        "KSTREAM__KAFKA__PROPERTIES": '{"session.timeout.ms": 6000}',
-        "KSTREAM__REGISTRY__URL": settings.registry.url,
-        "KSTREAM__WINDOW__PERIOD": "1min",
-        "KSTREAM__WINDOW__IDLE_TIMEOUT": "600",
-        "KSTREAM__CONSUME__COMMIT_INTERVAL_S": "0.1",
-        "KSTREAM__CONSUME__BATCH_RECORDS": "200",
-        "KSTREAM__HTTP__PORT": "0",
-    }
-
-
-@contextlib.contextmanager
-def command(settings: AggProducerSettings) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kstream_agg", "agg-producer"],
-        env=environment_of(settings),
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(WAIT_S)
 
 
 def test_the_command_survives_sigkill_exactly_and_ends_cleanly_on_sigterm(

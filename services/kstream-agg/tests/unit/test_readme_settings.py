@@ -50,6 +50,8 @@ SAMPLES = {
     "KSTREAM__HISTORY__REST_URL": "https://test.example/api/v2",
     "KSTREAM__HISTORY__ARCHIVE_URL": "https://test.example/api/v2",
     "KSTREAM__HISTORY__PAGE_TRADES": "500",
+    "KSTREAM__WINDOW__PERIODS": "60,300",
+    "KSTREAM__WINDOW__ADVANCE": "60",
 }
 
 
@@ -89,7 +91,7 @@ def as_text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return ",".join(value)
+        return ",".join(map(str, value))
     return str(value)
 
 

@@ -5,8 +5,11 @@
     ├── UnavailableError          something we need does not answer (yet); trying again can help
     ├── ContractError             what we found contradicts what we were told
     │   ├── SchemaIncompatibleError   the registry refuses a schema; names the field
+    │   ├── TopicMismatchError    a topic has other partitions than what reads it needs
     │   └── ChannelRefusedError   the exchange left out channels we asked for
     ├── DeliveryError             Kafka did not take a record, and will not
+    ├── CommitUncertainError      a transaction failed or may have: its work is done again
+    ├── FencedError               another worker has taken this one's place
     ├── InvalidRecordError        one record is bad; carries what the dead-letter topic needs
     ├── PrerequisiteError         this machine lacks something; carries the remedy
     └── StackError                the local stack cannot do what was asked
@@ -20,14 +23,17 @@ from __future__ import annotations
 
 __all__ = [
     "ChannelRefusedError",
+    "CommitUncertainError",
     "ContractError",
     "DeliveryError",
+    "FencedError",
     "InvalidRecordError",
     "KStreamError",
     "PrerequisiteError",
     "SchemaIncompatibleError",
     "SettingsError",
     "StackError",
+    "TopicMismatchError",
     "UnavailableError",
 ]
 
@@ -65,12 +71,24 @@ class SchemaIncompatibleError(ContractError):
     """The registry refuses a schema as incompatible; the message names the field."""
 
 
+class TopicMismatchError(ContractError):
+    """A topic exists with other partitions than needed; the message says how many."""
+
+
 class ChannelRefusedError(ContractError):
     """The exchange left channels out of its acknowledgement; the message names them."""
 
 
 class DeliveryError(KStreamError):
     """Kafka did not take a record and librdkafka has given up on it."""
+
+
+class CommitUncertainError(KStreamError):
+    """A transaction failed, or nobody knows: what it holds is to be done again from its begin."""
+
+
+class FencedError(KStreamError):
+    """Another worker has taken this one's place: it must write nothing any more."""
 
 
 class InvalidRecordError(KStreamError):

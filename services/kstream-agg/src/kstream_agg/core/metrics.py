@@ -110,6 +110,9 @@ RECORDS_CONSUMED: Final = CounterDef(
 CONSUMER_LAG_RECORDS: Final = GaugeDef(
     "kstream_consumer_lag_records", "Records behind the end of a partition", ("topic", "partition")
 )
+CONSUMER_PAUSED: Final = GaugeDef(
+    "kstream_consumer_paused", "1 while reading is paused because something does not answer"
+)
 WINDOWS_OPEN: Final = GaugeDef("kstream_windows_open", "Windows held in memory")
 WINDOWS_EMITTED: Final = CounterDef(
     "kstream_windows_emitted", "Window results produced", ("closed_by",)
@@ -119,6 +122,15 @@ RECORDS_LATE: Final = CounterDef(
 )
 RECORDS_REPEATED: Final = CounterDef(
     "kstream_records_repeated", "Repeats of (instrument_name, trade_seq) that were dropped"
+)
+WINDOWS_RETAINED: Final = GaugeDef(
+    "kstream_windows_retained", "Closed windows kept for late records"
+)
+COMMITS: Final = CounterDef("kstream_commits", "Transactions of the consumer loop", ("outcome",))
+RESTORE_SECONDS: Final = HistogramDef(
+    "kstream_restore_seconds",
+    "Time to restore a partition's state from its changelog",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
 BATCH_SECONDS: Final = HistogramDef(
     "kstream_batch_seconds", "Time to process one batch, from hand-over to results produced"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
@@ -24,6 +25,10 @@ __all__ = ["SchemaRegistry"]
 
 _log = get_logger(__name__)
 _SUBJECT_OR_SCHEMA_MISSING = 404
+_CONFLICT = 409
+# Registries count their schemas up from 1: what is far above those that are known is no id, but
+# bytes that look like one.
+_PLAUSIBLE_AHEAD = 1_000
 
 
 class SchemaRegistry:
@@ -31,10 +36,15 @@ class SchemaRegistry:
 
     Args:
         settings: Where the registry is and how to reach it.
+        doubt_s: For so long "no such schema" is not believed of an id that may well be one: a
+            registry that has just started answers before it has read all that it knows.
     """
 
-    def __init__(self, settings: RegistrySettings) -> None:
+    def __init__(self, settings: RegistrySettings, *, doubt_s: float = 0.0) -> None:
         self._url = settings.url
+        self._doubt_s = doubt_s
+        self._missing_since: dict[int, float] = {}
+        self._highest_id = 0
         # Without a timeout the client waits for ever on a request that is never answered.
         # Who calls us repeats what fails, and says so; the client would do it in silence.
         config: dict[str, Any] = {
@@ -85,14 +95,24 @@ class SchemaRegistry:
         """
         subject = value_subject(topic)
         try:
-            self._client.set_compatibility(subject_name=subject, level="BACKWARD")
-            return int(self._client.register_schema(subject, Schema(json.dumps(schema), "AVRO")))
+            self._require_backward(subject)
+            found = int(self._client.register_schema(subject, Schema(json.dumps(schema), "AVRO")))
         except SchemaRegistryError as error:
             if error.http_status_code in {409, 422}:
                 raise self._incompatible(subject, schema, error) from error
             raise self._failure(error) from error
         except Exception as error:
             raise self._failure(error) from error
+        self._highest_id = max(self._highest_id, found)
+        return found
+
+    def _require_backward(self, subject: str) -> None:
+        try:
+            self._client.set_compatibility(subject_name=subject, level="BACKWARD")
+        except SchemaRegistryError as error:
+            # Another service that starts at the same moment has just set it.
+            if error.http_status_code != _CONFLICT:
+                raise
 
     def schema_by_id(self, schema_id: int) -> dict[str, Any] | None:
         """The schema with this id, from memory when it was asked for before.
@@ -101,7 +121,7 @@ class SchemaRegistry:
             The parsed schema; None when the registry knows no such id.
 
         Raises:
-            UnavailableError: The registry does not answer.
+            UnavailableError: The registry does not answer, or its "no" is not believed yet.
         """
         if schema_id in self._by_id:
             return self._by_id[schema_id]
@@ -109,12 +129,14 @@ class SchemaRegistry:
             found = self._client.get_schema(schema_id)
         except SchemaRegistryError as error:
             if error.http_status_code == _SUBJECT_OR_SCHEMA_MISSING:
+                self._doubt(schema_id)
                 return None
             raise self._failure(error) from error
         except Exception as error:
             raise self._failure(error) from error
         parsed: dict[str, Any] = json.loads(found.schema_str or "null")
         self._by_id[schema_id] = parsed
+        self._highest_id = max(self._highest_id, schema_id)
         return parsed
 
     def latest(self, subject: str) -> tuple[int, dict[str, Any]] | None:
@@ -133,6 +155,17 @@ class SchemaRegistry:
             raise self._failure(error) from error
         parsed: dict[str, Any] = json.loads(found.schema.schema_str or "null")
         return int(found.schema_id or 0), parsed
+
+    def _doubt(self, schema_id: int) -> None:
+        """Refuse to believe that there is no such schema, for a while."""
+        if not 0 < schema_id <= self._highest_id + _PLAUSIBLE_AHEAD:
+            return
+        now = time.monotonic()
+        if now - self._missing_since.setdefault(schema_id, now) < self._doubt_s:
+            raise UnavailableError(
+                f"the schema registry at {self._url} knows no schema {schema_id} yet",
+                remedy="was it started just now, or the schema deleted?",
+            )
 
     def close(self) -> None:
         """Close the connections to the registry."""

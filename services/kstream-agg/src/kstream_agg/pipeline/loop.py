@@ -1,13 +1,21 @@
 """The consumer loop: poll a batch, hand it to a processor, commit behind what is delivered.
 
-The commit protocol, every `commit_interval_s`, when partitions are revoked, and at the end:
+The commit protocol, every `commit_interval_s`, before partitions are given up, and at the end:
 
-1. The processor names its commit points: they cover only what it has taken and produced.
-2. All that was produced is delivered, or an error ends the loop.
-3. The points are committed, synchronously; those that have not changed are left out.
+1. The processor writes what belongs into the commit and names its points: they cover only what it
+   has taken and produced.
+2. The committer makes final what was produced, and the points (`pipeline.committers` says how).
 
-What was taken since is read again after a crash: at least once, and a processor that resumes
-exactly from its points makes it exact.
+What was taken since is read again after a crash, and by a processor that resumes exactly from its
+points counted once.
+
+The assignment protocol, when partitions come and after a commit that failed or may have:
+
+1. Memory of what is not committed is discarded; the committer starts anew where it has to.
+2. The processor takes the partitions over.
+3. Their committed offsets are looked up, and the processor makes its state from them.
+4. Where the committer asks for it, the assignment is committed.
+5. Reading begins where the processor says.
 
 While something the processor needs does not answer, its batch is kept, the partitions are paused
 and the loop goes on polling, so that the group keeps its member.
@@ -15,32 +23,35 @@ and the loop goes on polling, so that the group keeps its member.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
 
-from kstream_agg.core.errors import KStreamError, UnavailableError
+from kstream_agg.core.errors import CommitUncertainError, KStreamError, UnavailableError
 from kstream_agg.core.logs import get_logger
 from kstream_agg.core.metrics import (
     BATCH_SECONDS,
-    CONSUMER_LAG_RECORDS,
+    CONSUMER_PAUSED,
     RECORDS_CONSUMED,
 )
 from kstream_agg.kafka.failures import kafka_failure
 from kstream_agg.pipeline.batches import split_poll
 from kstream_agg.pipeline.processor import CommitPoint, Partition
+from kstream_agg.pipeline.readings import Readings
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from confluent_kafka import Consumer, Message
 
     from kstream_agg.core.clock import Clock
     from kstream_agg.core.metrics import Metrics
-    from kstream_agg.pipeline.processor import BatchProcessor, Outlet
+    from kstream_agg.pipeline.committers import Committer
+    from kstream_agg.pipeline.processor import BatchProcessor
     from kstream_agg.pipeline.progress import Progress
 
 __all__ = ["ConsumerLoop", "LoopSettings"]
@@ -51,8 +62,10 @@ _log = get_logger(__name__)
 _POLL_S: Final = 0.1
 _LAG_INTERVAL_S: Final = 1.0
 _REQUEST_TIMEOUT_S: Final = 10.0
-_RETRY_S: Final = 1.0
+_COMMIT_WITHIN_S: Final = 60.0
 _STOP_WITHIN_S: Final = 10.0
+# A cause that does not go away must show: so many commits in a row, and the loop ends.
+_UNCERTAIN_LIMIT: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +75,15 @@ class LoopSettings:
     Args:
         batch_records: Most records of one poll.
         commit_interval_s: Seconds between commits.
+        retry_s: Seconds before what did not answer is asked again.
+        take_attempts: How often partitions are tried to be taken. A broker's restart is waited
+            for; the group keeps a member that does not poll for 300 s.
     """
 
     batch_records: int = 10_000
     commit_interval_s: float = 1.0
-
-
-@dataclass(slots=True)
-class _Reading:
-    """Where the reader stands in a partition."""
-
-    position: int | None
-    at_end_since: float | None = None
+    retry_s: float = 1.0
+    take_attempts: int = 90
 
 
 class ConsumerLoop:
@@ -83,7 +93,7 @@ class ConsumerLoop:
         consumer: Not subscribed yet; it is closed when `run` ends.
         topics: What to subscribe to.
         processor: Takes the batches.
-        outlet: Where the processor's results go.
+        committer: Makes results and offsets final.
         settings: Batch and commit.
         clock: Monotonic time is used.
         metrics: Counts records, lag and time per batch.
@@ -96,7 +106,7 @@ class ConsumerLoop:
         consumer: Consumer,
         topics: Sequence[str],
         processor: BatchProcessor,
-        outlet: Outlet,
+        committer: Committer,
         settings: LoopSettings,
         clock: Clock,
         metrics: Metrics,
@@ -105,18 +115,20 @@ class ConsumerLoop:
         self._consumer = consumer
         self._topics = list(topics)
         self._processor = processor
-        self._outlet = outlet
+        self._committer = committer
         self._settings = settings
         self._clock = clock
         self._progress = progress
         self._consumed = metrics.counter(RECORDS_CONSUMED)
-        self._lag = metrics.gauge(CONSUMER_LAG_RECORDS)
         self._batch_seconds = metrics.histogram(BATCH_SECONDS)
-        self._readings: dict[Partition, _Reading] = {}
-        self._committed: dict[Partition, CommitPoint] = {}
+        metrics.gauge(CONSUMER_PAUSED).set_function(lambda: self._paused)
+        self._readings = Readings(metrics)
         self._pending: deque[tuple[Partition, list[Message]]] = deque()
         self._paused = False
         self._failure: BaseException | None = None
+        self._uncertain: CommitUncertainError | None = None
+        self._uncertain_commits = 0
+        self._stop = threading.Event()
         now = clock.monotonic()
         self._next_commit = now + settings.commit_interval_s
         self._next_lag = now
@@ -126,9 +138,10 @@ class ConsumerLoop:
         """Read until `stop` is set; what was taken is then delivered and committed.
 
         Raises:
-            KStreamError: The processor, the outlet or the consumer cannot go on. What is not
+            KStreamError: The processor, the committer or the consumer cannot go on. What is not
                 committed is read again by the next run.
         """
+        self._stop = stop
         try:
             self._consumer.subscribe(
                 self._topics,
@@ -137,8 +150,8 @@ class ConsumerLoop:
                 on_lost=self._on_lost,
             )
             while not stop.is_set():
-                self._step()
-            self._commit(self._readings, _STOP_WITHIN_S)
+                self._or_anew(self._step)
+            self._end()
         except KafkaException as error:
             self._failure = error
             raise kafka_failure(error, "reading") from error
@@ -146,25 +159,40 @@ class ConsumerLoop:
             self._failure = error
             raise
         finally:
+            if self._failure is not None:
+                with contextlib.suppress(KStreamError):
+                    self._committer.abandon()
             self._consumer.close()
+
+    def _end(self) -> None:
+        try:
+            self._commit(_STOP_WITHIN_S, going=self._readings)
+        except CommitUncertainError as error:
+            # The next run begins with what is committed.
+            self._failure = error
+            _log.warning("ended without a last commit", reason=str(error))
 
     def _step(self) -> None:
         polled = self._consumer.consume(self._settings.batch_records, _POLL_S)
         if self._failure is not None:
             raise self._failure
+        if self._uncertain is not None:
+            raise self._uncertain
         batches, ends = split_poll(polled)
         self._pending.extend(batches.items())
         now = self._clock.monotonic()
         if self._pending and (not self._paused or now >= self._next_retry):
             self._work()
-        self._note_ends(ends)
-        self._outlet.poll()
+        waiting = {partition for partition, _ in self._pending}
+        for standing in self._readings.note_ends(ends, waiting, self._clock.monotonic()):
+            self._processor.stand_at_end(*standing)
+        self._committer.poll()
         now = self._clock.monotonic()
         if now >= self._next_lag:
             self._next_lag = now + _LAG_INTERVAL_S
-            self._measure_lag()
+            self._progress.set_lag(self._readings.measure_lag(self._consumer))
         if now >= self._next_commit:
-            self._commit(self._readings)
+            self._commit()
             self._next_commit = self._clock.monotonic() + self._settings.commit_interval_s
 
     # --- batches ---------------------------------------------------------------------------
@@ -186,103 +214,120 @@ class ConsumerLoop:
             self._consumed.labels(partition.topic).inc(len(messages))
             offset = messages[-1].offset()
             assert offset is not None  # noqa: S101 - what was read from a topic has an offset
-            self._readings[partition] = _Reading(offset + 1)
+            self._readings.move(partition, offset + 1)
         if self._paused:
             self._consumer.resume(_as_kafka(self._readings))
             self._paused = False
             _log.info("going on")
 
     def _pause(self, error: UnavailableError) -> None:
-        self._next_retry = self._clock.monotonic() + _RETRY_S
+        self._next_retry = self._clock.monotonic() + self._settings.retry_s
         if not self._paused:
             self._consumer.pause(_as_kafka(self._readings))
             self._paused = True
             _log.warning("waiting, reading is paused", reason=str(error))
 
-    def _note_ends(self, ends: dict[Partition, int]) -> None:
-        now = self._clock.monotonic()
-        waiting = {partition for partition, _ in self._pending}
-        for partition, end in ends.items():
-            reading = self._readings.get(partition)
-            # Records behind this end may have come in the same poll, or still wait.
-            behind = reading is None or (reading.position or 0) > end
-            if reading is not None and not behind and partition not in waiting:
-                reading.position = end
-                if reading.at_end_since is None:
-                    reading.at_end_since = now
-        for partition, reading in self._readings.items():
-            if reading.at_end_since is not None and reading.position is not None:
-                self._processor.stand_at_end(
-                    partition, reading.position, now - reading.at_end_since
-                )
-
-    def _measure_lag(self) -> None:
-        total = 0
-        for partition, reading in self._readings.items():
-            lag = 0
-            if reading.at_end_since is None:
-                low, high = self._consumer.get_watermark_offsets(
-                    TopicPartition(*partition), cached=True
-                )
-                # Without a position the first batch has not been processed yet.
-                position = low if reading.position is None else reading.position
-                lag = max(0, high - max(0, position))
-            self._lag.labels(partition.topic, str(partition.number)).set(lag)
-            total += lag
-        self._progress.set_lag(total)
-
     # --- commits ---------------------------------------------------------------------------
 
-    def _commit(self, partitions: Iterable[Partition], within_s: float = 60.0) -> None:
-        # 1. The processor names its commit points.
-        wanted = set(partitions)
-        points = {
-            partition: point
-            for partition, point in self._processor.commit_points().items()
-            if partition in wanted and self._committed.get(partition) != point
-        }
-        if not points:
-            return
-        # 2. All that was produced is delivered.
-        self._outlet.flush(within_s)
-        # 3. The points are committed.
-        offsets = [
-            TopicPartition(partition.topic, partition.number, point.offset, point.metadata)
-            for partition, point in points.items()
-        ]
+    def _commit(
+        self, within_s: float = _COMMIT_WITHIN_S, *, going: Iterable[Partition] = ()
+    ) -> None:
+        """Commit everything; the partitions `going` leave this member with it."""
+        leaving = set(going)
+        staying = set(self._readings) - leaving
+        # 1. The processor writes what belongs into the commit and names its points.
+        points = dict(self._processor.prepare_commit(staying, giving_up=False))
+        points |= self._processor.prepare_commit(leaving, giving_up=True)
+        # 2. The committer makes it final.
+        self._committer.commit(self._consumer, points, within_s)
+        self._uncertain_commits = 0
+
+    def _or_anew(self, step: Callable[[], None]) -> None:
         try:
-            answered = self._consumer.commit(offsets=offsets, asynchronous=False)
-        except KafkaException as error:
-            # A rebalance is under way or the broker is away: later, or another member reads again.
-            _log.warning("commit failed", reason=str(error.args[0]))
-            return
-        for item in answered or ():
-            partition = Partition(item.topic, item.partition)
-            if item.error is None:
-                self._committed[partition] = points[partition]
-            else:
-                _log.warning("commit failed", reason=str(item.error), partition=str(partition))
+            step()
+        except CommitUncertainError as error:
+            try:
+                self._begin_anew(error)
+            except UnavailableError:
+                if not self._stop.is_set():
+                    raise
+
+    def _begin_anew(self, error: CommitUncertainError) -> None:
+        """After a commit that failed or may have: begin with what is committed."""
+        self._count_uncertain(error)
+        partitions = list(self._readings)
+        if partitions:
+            self._consumer.incremental_unassign(_as_kafka(partitions))
+        self._forget(partitions)
+        self._uncertain = None
+        self._committer.abandon()
+        if partitions:
+            self._take(self._consumer, partitions)
+        self._next_commit = self._clock.monotonic() + self._settings.commit_interval_s
+
+    def _count_uncertain(self, error: CommitUncertainError) -> None:
+        self._uncertain_commits += 1
+        _log.warning("beginning anew with what is committed", reason=str(error))
+        if self._uncertain_commits >= _UNCERTAIN_LIMIT:
+            raise error
 
     # --- partitions come and go ------------------------------------------------------------
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         # What is raised in a callback would not reach our caller as it is.
         try:
-            starts = [self._start(consumer, item) for item in _committed(consumer, assigned)]
-            consumer.incremental_assign(starts)
-            if self._paused:
-                consumer.pause(starts)
+            self._take(consumer, [Partition(item.topic, item.partition) for item in assigned])
         except KafkaException as error:
             self._failure = kafka_failure(error, "taking partitions")
         except KStreamError as error:
             self._failure = error
+
+    def _take(self, consumer: Consumer, partitions: Sequence[Partition]) -> None:
+        """Assign partitions to this member; repeated while what that needs does not answer."""
+        starts: list[TopicPartition] | None = None
+        attempts = 0
+        while starts is None:
+            attempts += 1
+            try:
+                starts = self._start_all(consumer, partitions)
+            except UnavailableError as error:
+                if self._stop.is_set() or attempts >= self._settings.take_attempts:
+                    raise
+                _log.warning("taking partitions: trying again", reason=str(error))
+                self._stop.wait(self._settings.retry_s)
+            except CommitUncertainError as error:
+                self._count_uncertain(error)
+                self._committer.abandon()
+        # 5. Reading begins where the processor says.
+        consumer.incremental_assign(starts)
+        if self._paused:
+            consumer.pause(starts)
+
+    def _start_all(
+        self, consumer: Consumer, partitions: Sequence[Partition]
+    ) -> list[TopicPartition]:
+        # 1. The committer is ready.
+        if not self._committer.start(self._stop):
+            raise UnavailableError("stopped before Kafka's transactions could begin")
+        # 2. The processor takes the partitions over.
+        self._processor.take_over(partitions)
+        # 3. Committed offsets become state.
+        try:
+            found = _committed(consumer, _as_kafka(partitions))
+            starts = [self._start(consumer, item) for item in found]
+        except KafkaException as error:
+            raise kafka_failure(error, "taking partitions") from error
+        # 4. The assignment is committed.
+        if self._committer.claims:
+            self._commit()
+        return starts
 
     def _start(self, consumer: Consumer, item: TopicPartition) -> TopicPartition:
         partition = Partition(item.topic, item.partition)
         committed = CommitPoint(item.offset, item.metadata or "") if item.offset >= 0 else None
         _low, end = consumer.get_watermark_offsets(item, timeout=_REQUEST_TIMEOUT_S)
         start = self._processor.assign(partition, committed, end)
-        self._readings[partition] = _Reading(start)
+        self._readings.move(partition, start)
         _log.info(
             "partition assigned",
             topic=partition.topic,
@@ -293,9 +338,11 @@ class ConsumerLoop:
 
     def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
         partitions = [Partition(item.topic, item.partition) for item in revoked]
-        if self._failure is None:
+        if self._failure is None and self._uncertain is None:
             try:
-                self._commit(partitions, _STOP_WITHIN_S)
+                self._commit(_STOP_WITHIN_S, going=partitions)
+            except CommitUncertainError as error:
+                self._doubt(error)
             except KStreamError as error:
                 self._failure = error
         self._forget(partitions)
@@ -303,18 +350,32 @@ class ConsumerLoop:
 
     def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
         # Another member may have them already: nothing may be committed any more.
+        partitions = [Partition(item.topic, item.partition) for item in lost]
         _log.warning("partitions lost", partitions=[item.partition for item in lost])
-        self._forget([Partition(item.topic, item.partition) for item in lost])
+        self._doubt(CommitUncertainError("the group has given this member's partitions away"))
+        if self._failure is None:
+            try:
+                self._processor.lost(partitions)
+            except KStreamError as error:
+                self._failure = error
+        self._forget(partitions)
         consumer.incremental_unassign(lost)
+
+    def _doubt(self, error: CommitUncertainError) -> None:
+        """Abort before partitions go; what stays begins anew after the callback."""
+        self._uncertain = error
+        try:
+            self._committer.abandon()
+        except KStreamError as fenced:
+            self._failure = fenced
 
     def _forget(self, partitions: Sequence[Partition]) -> None:
         gone = set(partitions)
         self._pending = deque(item for item in self._pending if item[0] not in gone)
         for partition in partitions:
             self._processor.revoke(partition)
-            self._committed.pop(partition, None)
-            if self._readings.pop(partition, None) is not None:
-                self._lag.labels(partition.topic, str(partition.number)).set(0)
+            self._committer.forget(partition)
+            self._readings.forget(partition)
 
 
 def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:

@@ -1,0 +1,328 @@
+"""What the agg-producer makes of its topic while things break: no window lost, none twice, none
+wrong, by a recomputation from the raw topic.
+
+The stack is the tests' own: broker and registry are ended and started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka.admin import AdminClient
+from market import (
+    PERIOD_S,
+    START_MS,
+    WAIT_S,
+    Feeder,
+    Market,
+    Recomputed,
+    RunningAggregator,
+    assert_exact,
+    command,
+    unruly_trades,
+    wait_for,
+)
+
+from kstream_agg.aggregate.settings import WindowSettings
+from kstream_agg.core.names import changelog_topic, dead_letter_topic, late_topic
+from kstream_agg.core.schemas import RAW_TRADE
+from kstream_agg.core.settings import TopicSettings
+from kstream_agg.kafka.wire import RecordEncoder
+from kstream_agg.stack import control
+from kstream_agg.stack.endpoints import find_running
+from kstream_agg.stack.testing import LocalStack, open_folder
+
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+    from kstream_agg.stack.endpoints import StackEndpoints
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+# Names the data folder of a running stack that may be broken: faster, by hand.
+_RUNNING = "KSTREAM_FAULT_STACK"
+_YEAR_MS = 365 * 86_400_000
+
+MakeMarket = Callable[..., Market]
+
+
+@pytest.fixture(scope="module")
+def broken_stack() -> Iterator[StackEndpoints]:
+    """Kafka and the registry, for these tests alone."""
+    named = os.environ.get(_RUNNING)
+    if named:
+        found = find_running(Path(named))
+        if found is None:
+            pytest.fail(f"{_RUNNING} names {named}, where no stack runs")
+        yield found
+        return
+    with (
+        open_folder("kstream-faults-") as folder,
+        LocalStack(folder, only=("kafka", "schema-registry")) as running,
+    ):
+        yield running.endpoints
+
+
+@pytest.fixture
+def make_market(broken_stack: StackEndpoints) -> Iterator[MakeMarket]:
+    with contextlib.ExitStack() as open_registries:
+
+        def make(**changes: object) -> Market:
+            market = Market(broken_stack, **changes)
+            open_registries.enter_context(market.registry)
+            return market
+
+        yield make
+
+
+@contextlib.contextmanager
+def away(stack: StackEndpoints, component: str) -> Iterator[None]:
+    """Ends a component, and starts it again behind the block."""
+    control.suspend(stack.data_dir, component)
+    try:
+        yield
+    finally:
+        control.resume(stack.data_dir, component)
+
+
+def taken(market: Market) -> int:
+    """How far the group has come, all partitions together."""
+    return sum(market.committed().values())
+
+
+def members(market: Market) -> int:
+    """Members of the group that have partitions."""
+    admin = AdminClient(market.kafka.client_config())
+    group = market.settings.group_id
+    found = admin.describe_consumer_groups([group])[group].result()
+    return sum(bool(member.assignment.topic_partitions) for member in found.members)
+
+
+def end_of(market: Market, process: Popen[bytes]) -> None:
+    # It answers to the signal once it has begun to work.
+    wait_for(lambda: members(market) > 0)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(WAIT_S) == 0
+
+
+def test_killed_ten_times_at_random_moments(make_market: MakeMarket) -> None:
+    market = make_market()
+    chance = random.Random(11)  # noqa: S311 - a test's moments
+    with Feeder(market, unruly_trades(market, 40_000, seed=11), per_step=10):
+        for _ in range(10):
+            before = taken(market)
+            with command(market.settings, CONSUME__COMMIT_INTERVAL_S="0.3") as process:
+                further = chance.randrange(1, 1_500)
+                wait_for(lambda: taken(market) > before + further)  # noqa: B023 - called at once
+                process.kill()
+    with command(market.settings) as process:
+        market.wait_until_all_is_taken()
+        end_of(market, process)
+    wanted = assert_exact(market)
+    assert len(wanted.closed) > 500
+    assert len(set(wanted.late.values())) == 2
+    # Some of the moments were in the middle of a transaction: what it had written is there, and
+    # no reader of committed records is given it.
+    assert hidden_records(market) > 0
+
+
+def hidden_records(market: Market) -> int:
+    """How many records of aborted transactions stand in the topics of results."""
+    hidden = 0
+    for topic in (market.averages, changelog_topic(market.settings.group_id, market.topic)):
+        committed = {(r.partition, r.offset) for r in market.read(topic)}
+        hidden += len({(r.partition, r.offset) for r in market.read_all(topic)} - committed)
+    return hidden
+
+
+def test_a_zombie_is_fenced_and_ends_with_an_error(make_market: MakeMarket, tmp_path: Path) -> None:
+    market = make_market()
+    log = tmp_path / "zombie.log"
+    with (
+        Feeder(market, unruly_trades(market, 20_000, seed=12)),
+        command(market.settings, log) as zombie,
+    ):
+        wait_for(lambda: taken(market) > 500)
+        zombie.send_signal(signal.SIGSTOP)
+        stood = taken(market)
+        with command(market.settings) as other:
+            # The group waits out the zombie's session before it gives its partitions away.
+            wait_for(lambda: taken(market) > stood + 1_000)
+            zombie.send_signal(signal.SIGCONT)
+            assert zombie.wait(WAIT_S) == 1
+            market.wait_until_all_is_taken()
+            end_of(market, other)
+    assert "another worker has taken this one's partitions over" in log.read_text("utf-8")
+    assert_exact(market)
+
+
+def test_one_worker_becomes_three_and_one_again_under_load(make_market: MakeMarket) -> None:
+    market = make_market(topic=TopicSettings(partitions=3))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Feeder(market, unruly_trades(market, 30_000, seed=13)))
+        first = stack.enter_context(command(market.settings))
+        wait_for(lambda: taken(market) > 0)
+        others = [stack.enter_context(command(market.settings)) for _ in range(2)]
+        wait_for(lambda: members(market) == 3)
+        stood = taken(market)
+        wait_for(lambda: taken(market) > stood + 1_000)
+        for other in others:
+            end_of(market, other)
+        market.wait_until_all_is_taken()
+        end_of(market, first)
+    assert_exact(market)
+
+
+def test_a_broker_restarted_under_load(
+    make_market: MakeMarket, broken_stack: StackEndpoints, tmp_path: Path
+) -> None:
+    market = make_market()
+    with (
+        Feeder(market, unruly_trades(market, 20_000, seed=14)),
+        command(market.settings, tmp_path / "worker.log") as process,
+    ):
+        for _ in range(2):
+            stood = taken(market)
+            wait_for(lambda: taken(market) > stood + 500)  # noqa: B023 - called at once
+            with away(broken_stack, "kafka"):
+                pass
+    with command(market.settings) as other:
+        market.wait_until_all_is_taken()
+        for running in (other, process):
+            if running.poll() is None:
+                end_of(market, running)
+    assert_exact(market)
+
+
+def test_a_registry_that_is_away_at_the_start_and_when_a_new_schema_comes(
+    make_market: MakeMarket, broken_stack: StackEndpoints
+) -> None:
+    market = make_market()
+    trades = unruly_trades(market, 3_000, seed=15)
+    evolved: dict[str, Any] = copy.deepcopy(RAW_TRADE)
+    evolved["fields"].append({"name": "venue", "type": ["null", "string"], "default": None})
+    new_id = market.registry.register_value(market.topic, evolved)
+    assert new_id != market.schema_id
+    market.send(*trades[:1_000])
+    with contextlib.ExitStack() as stack:
+        with away(broken_stack, "schema-registry"):
+            aggregator = stack.enter_context(RunningAggregator(market.settings))
+            wait_for(lambda: "schema registry" in (aggregator.health.not_ready() or ""))
+        wait_for(lambda: taken(market) > 0)
+        market.wait_until_all_is_taken()
+        with away(broken_stack, "schema-registry"):
+            market.encoder = RecordEncoder(evolved, new_id)
+            market.send(*trades[1_000:2_000])
+            wait_for(aggregator.is_paused)
+            assert aggregator.has_partitions()
+        market.send(*trades[2_000:])
+        market.wait_until_all_is_taken()
+    assert_exact(market)
+
+
+def test_everything_bad_at_once_with_a_kill_in_between(make_market: MakeMarket) -> None:
+    """Poison, unknown ids, an evolved schema, repeats, disorder, and a clock a year ahead."""
+    market = make_market()
+    trades: list[Any] = list(unruly_trades(market, 12_000, seed=16))
+    evolved: dict[str, Any] = copy.deepcopy(RAW_TRADE)
+    evolved["fields"].append({"name": "venue", "type": ["null", "string"], "default": None})
+    encoder = RecordEncoder(evolved, market.registry.register_value(market.topic, evolved))
+    good = market.encoder.encode(market.trade("I1", 10**6, 0))
+    key = f"{market.name}-I1".encode()
+    bad: list[tuple[bytes, bytes | None]] = [
+        (key, b""),
+        (key, os.urandom(100)),
+        (key, None),
+        (key, good[:-3]),
+        (key, good + b"\0"),
+        (b"else", good),
+        (key, b"\0\x7f\xff\xff\xff" + good[5:]),
+        (key, market.encoder.encode(market.trade("I1", 10**6, 0, price=float("nan")))),
+    ]
+    for number, item in enumerate(bad * 3):
+        trades.insert(450 * number, item)
+    for number in range(1, 20):
+        ahead = market.trade("I2", 10**6 + number, number * 50_000)
+        ahead["timestamp"] += _YEAR_MS
+        trades.insert(500 * number, ahead)
+        newer = market.trade("I3", 10**6 + number, number * 50_000, venue="x")
+        trades.insert(510 * number, (newer["instrument_name"].encode(), encoder.encode(newer)))
+    market.send(*trades[:6_000])
+    with command(market.settings, CONSUME__BATCH_RECORDS="100") as process:
+        wait_for(lambda: taken(market) > 1_000)
+        process.kill()
+    market.send(*trades[6_000:])
+    with command(market.settings) as process:
+        market.wait_until_all_is_taken()
+        end_of(market, process)
+    wanted = assert_exact(market)
+    assert len(wanted.dead) == 3 * len(bad)
+    assert list(wanted.late.values()).count("future") >= 19
+    assert list(wanted.late.values()).count("late") > 0
+    assert wanted.repeats > 0
+
+
+def test_a_clock_a_year_ahead_makes_all_that_follows_late_and_nothing_wrong(
+    make_market: MakeMarket,
+) -> None:
+    market = make_market()
+    trades = unruly_trades(market, 2_000, seed=17)
+    ahead = market.trade("I1", 10**6, _YEAR_MS)  # receipt too: there is no telling it is wrong
+    market.send(*trades[:1_000], ahead, *trades[1_000:])
+    with command(market.settings) as process:
+        market.wait_until_all_is_taken()
+        end_of(market, process)
+    wanted = assert_exact(market)
+    assert list(wanted.late.values()).count("late") > 300
+
+
+def test_a_silent_topic_shows_its_windows_once_over_kills(make_market: MakeMarket) -> None:
+    market = make_market(window=WindowSettings(period=PERIOD_S, idle_timeout=0.2, retention=60))
+    key = f"{market.name}-I1|{START_MS}".encode()
+    market.send(market.trade("I1", 1, 0), market.trade("I1", 2, 1_000))
+    with command(market.settings, WINDOW__IDLE_TIMEOUT="0.2") as process:
+        wait_for(lambda: len(market.results().get(key, [])) == 1)
+        process.kill()
+    # Its successor knows that the window was shown, and shows it again when it has changed.
+    with command(market.settings, WINDOW__IDLE_TIMEOUT="0.2") as process:
+        market.send(market.trade("I1", 3, 59_000))
+        wait_for(lambda: len(market.results()[key]) == 2)
+        process.kill()
+    with command(market.settings, WINDOW__IDLE_TIMEOUT="0.2") as process:
+        market.send(market.trade("I1", 4, 130_000))
+        wait_for(lambda: len(market.results()) == 2)
+        end_of(market, process)
+    shown = market.results()[key]
+    assert [(a["closed_by"], a["revision"], a["trade_count"]) for a in shown] == [
+        ("idle", 0, 2),
+        ("idle", 1, 3),
+    ]
+    Recomputed(market).compare(key, shown[-1])
+
+
+def test_at_least_once_loses_nothing_when_it_is_killed(make_market: MakeMarket) -> None:
+    market = make_market(guarantee="at_least_once")
+    with Feeder(market, unruly_trades(market, 12_000, seed=18), per_step=20):
+        for _ in range(3):
+            before = taken(market)
+            with command(market.settings, GUARANTEE="at_least_once") as process:
+                wait_for(lambda: taken(market) > before + 700)  # noqa: B023 - called at once
+                process.kill()
+    with command(market.settings, GUARANTEE="at_least_once") as process:
+        market.wait_until_all_is_taken()
+        end_of(market, process)
+    wanted, results = Recomputed(market), market.results()
+    assert set(results) == wanted.closed
+    for name, found in results.items():
+        assert name is not None
+        wanted.compare(name, found[-1])
+    assert set(market.places(late_topic(market.topic))) == set(wanted.late)
+    assert set(market.places(dead_letter_topic(market.topic))) == wanted.dead
