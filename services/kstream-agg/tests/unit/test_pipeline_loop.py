@@ -14,11 +14,11 @@ from kstream_agg.core.errors import ContractError, DeliveryError, UnavailableErr
 from kstream_agg.core.metrics import CONSUMER_LAG_RECORDS, RECORDS_CONSUMED, Metrics
 from kstream_agg.pipeline.batches import split_poll
 from kstream_agg.pipeline.loop import ConsumerLoop, LoopSettings
-from kstream_agg.pipeline.processor import CommitPoint, Partition
+from kstream_agg.pipeline.processor import BusyError, CommitPoint, Partition
 from kstream_agg.pipeline.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
 TOPIC = "trades"
 END = 1_000
@@ -109,6 +109,8 @@ class RecordingProcessor:
         self.log = log
         self.positions: dict[Partition, int] = {}
         self.unavailable = 0
+        self.busy = 0
+        self.ticks = 0
 
     def assign(self, partition: Partition, committed: CommitPoint | None, end: int) -> int | None:
         assert end == END
@@ -120,6 +122,9 @@ class RecordingProcessor:
         self.positions.pop(partition)
 
     def process(self, partition: Partition, messages: Sequence[Message]) -> None:
+        if self.busy:
+            self.busy -= 1
+            raise BusyError("the queue is full")
         if self.unavailable:
             self.unavailable -= 1
             raise UnavailableError("the registry does not answer")
@@ -129,6 +134,13 @@ class RecordingProcessor:
 
     def stand_at_end(self, partition: Partition, position: int, for_s: float) -> None:
         self.log.append(("at end", partition.number, position, for_s))
+
+    def tick(self) -> None:
+        self.ticks += 1
+
+    def drain(self, partitions: Collection[Partition], within_s: float) -> None:
+        assert within_s > 0
+        self.log.append(("drain", [partition.number for partition in partitions]))
 
     def commit_points(self) -> dict[Partition, CommitPoint]:
         return {key: CommitPoint(position, "note") for key, position in self.positions.items()}
@@ -208,6 +220,7 @@ def test_offsets_are_committed_only_behind_delivered_results() -> None:
         ("subscribe", (TOPIC,)),
         ("assigned", [(0, -2)]),
         ("process", 0, [0, 1]),
+        ("drain", [0]),
         "flush",
         ("commit", [(0, 2, "note")]),
         "close",
@@ -259,12 +272,14 @@ def test_revoked_partitions_are_committed_before_they_go_and_lost_ones_are_not()
         [],
     )
     assert log[4:] == [
+        ("drain", [0]),
         "flush",
         ("commit", [(0, 1, "note")]),
         ("forgotten", 0),
         ("unassigned", [0]),
         ("forgotten", 1),
         ("unassigned", [1]),
+        ("drain", []),
         "close",
     ]
 
@@ -285,8 +300,16 @@ def test_a_batch_is_kept_and_reading_paused_while_something_does_not_answer() ->
         ("process", 1, [0]),
         ("process", 0, [1]),
         ("resume", [0, 1]),
-        "flush",
+        ("drain", [0, 1]),
     ]
+
+
+def test_a_busy_processor_gets_its_batch_again_at_the_next_step() -> None:
+    bench = Bench()
+    bench.processor.busy = 2
+    log = bench.run(bench.assign(0), [record(0, 0)], [], [])
+    assert log[2:5] == [("pause", [0]), ("process", 0, [0]), ("resume", [0])]
+    assert bench.processor.ticks == 4
 
 
 def test_what_waits_for_a_partition_that_goes_is_dropped() -> None:

@@ -11,7 +11,7 @@ from kstream_agg.core.metrics import RECORDS_REPEATED, WINDOWS_OPEN
 from kstream_agg.pipeline.spans import BatchSpans
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from confluent_kafka import Message
     from opentelemetry.trace import Tracer
@@ -120,6 +120,12 @@ class AggregatingProcessor:
             traceparent = spans.traceparent("close_idle_windows")
             self._outputs[partition.topic].write_results(results, traceparent)
             spans.end()
+
+    def tick(self) -> None:
+        """Nothing depends on steps."""
+
+    def drain(self, partitions: Collection[Partition], within_s: float) -> None:
+        """Open windows stay open: their trades are read again by whoever goes on."""
 
     def commit_points(self) -> dict[Partition, CommitPoint]:
         """For each partition the first trade of its oldest open window, and the position."""

@@ -16,6 +16,7 @@ and the loop goes on polling, so that the group keeps its member.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -30,11 +31,11 @@ from kstream_agg.core.metrics import (
 )
 from kstream_agg.kafka.failures import kafka_failure
 from kstream_agg.pipeline.batches import split_poll
-from kstream_agg.pipeline.processor import CommitPoint, Partition
+from kstream_agg.pipeline.processor import BusyError, CommitPoint, Partition
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from confluent_kafka import Consumer, Message
 
@@ -52,7 +53,6 @@ _POLL_S: Final = 0.1
 _LAG_INTERVAL_S: Final = 1.0
 _REQUEST_TIMEOUT_S: Final = 10.0
 _RETRY_S: Final = 1.0
-_STOP_WITHIN_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,13 @@ class LoopSettings:
     Args:
         batch_records: Most records of one poll.
         commit_interval_s: Seconds between commits.
+        stop_within_s: How long finishing may take, in seconds: at the end, and when partitions
+            are given up.
     """
 
     batch_records: int = 10_000
     commit_interval_s: float = 1.0
+    stop_within_s: float = 10.0
 
 
 @dataclass(slots=True)
@@ -130,23 +133,48 @@ class ConsumerLoop:
                 committed is read again by the next run.
         """
         try:
+            self.begin()
+            while not stop.is_set():
+                self.step()
+            self.finish()
+        finally:
+            self.close()
+
+    def begin(self) -> None:
+        """Subscribe. `run` in single steps: `begin`, `step` …, `finish`, and `close` always."""
+        with self._noting_failures():
             self._consumer.subscribe(
                 self._topics,
                 on_assign=self._on_assign,
                 on_revoke=self._on_revoke,
                 on_lost=self._on_lost,
             )
-            while not stop.is_set():
-                self._step()
-            self._commit(self._readings, _STOP_WITHIN_S)
+
+    def step(self) -> None:
+        """Poll once, and do all that is due."""
+        with self._noting_failures():
+            self._step()
+
+    def finish(self) -> None:
+        """Deliver and commit what was taken."""
+        with self._noting_failures():
+            self._processor.drain(list(self._readings), self._settings.stop_within_s)
+            self._commit(self._readings, self._settings.stop_within_s)
+
+    def close(self) -> None:
+        """Leave the group; after a failure nothing is committed."""
+        self._consumer.close()
+
+    @contextmanager
+    def _noting_failures(self) -> Iterator[None]:
+        try:
+            yield
         except KafkaException as error:
             self._failure = error
             raise kafka_failure(error, "reading") from error
         except BaseException as error:
             self._failure = error
             raise
-        finally:
-            self._consumer.close()
 
     def _step(self) -> None:
         polled = self._consumer.consume(self._settings.batch_records, _POLL_S)
@@ -158,6 +186,7 @@ class ConsumerLoop:
         if self._pending and (not self._paused or now >= self._next_retry):
             self._work()
         self._note_ends(ends)
+        self._processor.tick()
         self._outlet.poll()
         now = self._clock.monotonic()
         if now >= self._next_lag:
@@ -190,14 +219,18 @@ class ConsumerLoop:
         if self._paused:
             self._consumer.resume(_as_kafka(self._readings))
             self._paused = False
-            _log.info("going on")
+            _log.debug("going on")
 
     def _pause(self, error: UnavailableError) -> None:
-        self._next_retry = self._clock.monotonic() + _RETRY_S
+        busy = isinstance(error, BusyError)
+        self._next_retry = self._clock.monotonic() + (0.0 if busy else _RETRY_S)
         if not self._paused:
             self._consumer.pause(_as_kafka(self._readings))
             self._paused = True
-            _log.warning("waiting, reading is paused", reason=str(error))
+            if busy:
+                _log.debug("reading is paused", reason=str(error))
+            else:
+                _log.warning("waiting, reading is paused", reason=str(error))
 
     def _note_ends(self, ends: dict[Partition, int]) -> None:
         now = self._clock.monotonic()
@@ -293,7 +326,8 @@ class ConsumerLoop:
         partitions = [Partition(item.topic, item.partition) for item in revoked]
         if self._failure is None:
             try:
-                self._commit(partitions, _STOP_WITHIN_S)
+                self._processor.drain(partitions, self._settings.stop_within_s)
+                self._commit(partitions, self._settings.stop_within_s)
             except KStreamError as error:
                 self._failure = error
         self._forget(partitions)
