@@ -9,6 +9,8 @@
     │   └── ChannelRefusedError   the exchange left out channels we asked for
     ├── DeliveryError             Kafka did not take a record, and will not
     ├── InvalidRecordError        one record is bad; carries what the dead-letter topic needs
+    ├── PipelineError             a pipeline is put together in a way that cannot run
+    ├── ErrorLimitError           more records failed than a pipeline allows
     ├── PrerequisiteError         this machine lacks something; carries the remedy
     └── StackError                the local stack cannot do what was asked
 
@@ -23,8 +25,10 @@ __all__ = [
     "ChannelRefusedError",
     "ContractError",
     "DeliveryError",
+    "ErrorLimitError",
     "InvalidRecordError",
     "KStreamError",
+    "PipelineError",
     "PrerequisiteError",
     "SchemaIncompatibleError",
     "SettingsError",
@@ -90,6 +94,29 @@ class InvalidRecordError(KStreamError):
     def __init__(self, message: str, *, stage: str) -> None:
         super().__init__(message)
         self.stage = stage
+
+
+class PipelineError(KStreamError):
+    """A pipeline is put together in a way that cannot run; the message names the step."""
+
+    exit_code = 2
+
+
+class ErrorLimitError(KStreamError):
+    """More records failed than a pipeline allows; none behind the limit is committed.
+
+    Args:
+        message: The limit, and the failure that reached it.
+        failed: Records that failed since the start.
+        seen: Records taken since the start.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, failed: int, seen: int) -> None:
+        super().__init__(message, remedy="the records are read again after a restart")
+        self.failed = failed
+        self.seen = seen
 
 
 class PrerequisiteError(KStreamError):
