@@ -291,6 +291,12 @@ class Chain:
                 self.changed.notify_all()
             return found
 
+    @property
+    def has_outputs(self) -> bool:
+        """Whether `outputs` would find some."""
+        with self.changed:
+            return bool(self._outputs.jobs)
+
     def wait_idle(self, within_s: float) -> bool:
         """Wait until nothing moves before time passes, a batch comes or outputs are taken."""
         with self.changed:

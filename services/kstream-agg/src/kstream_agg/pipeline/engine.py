@@ -208,6 +208,11 @@ class PipelineProcessor:
         """Wait until the steps have nothing to do before time passes or a batch comes."""
         return self._chain.wait_idle(within_s)
 
+    @property
+    def has_outputs(self) -> bool:
+        """Whether the next `tick` finds something to take from the steps."""
+        return self._chain.has_outputs
+
     def close(self) -> None:
         """End the steps' threads. One that is stuck is left behind, and named in the log."""
         left = self._chain.close(_CLOSE_S)
@@ -258,6 +263,7 @@ class PipelineProcessor:
         again = []
         for partition, held in self._held.items():
             if partition in without:
+                held.batches.clear()
                 continue
             for number, messages in enumerate(held.batches):
                 rest = messages

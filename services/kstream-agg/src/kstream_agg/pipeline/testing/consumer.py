@@ -257,12 +257,8 @@ class MemoryConsumer:
         found = []
         for item in partitions:
             point = stored.get(_partition(item))
-            if point is None:
-                found.append(TopicPartition(item.topic, item.partition, OFFSET_INVALID))
-            else:
-                found.append(
-                    TopicPartition(item.topic, item.partition, point.offset, point.metadata or None)
-                )
+            offset, metadata = (point.offset, point.metadata) if point else (OFFSET_INVALID, "")
+            found.append(TopicPartition(item.topic, item.partition, offset, metadata))
         return found
 
     def commit(

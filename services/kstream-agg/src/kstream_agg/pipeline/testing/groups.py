@@ -57,14 +57,15 @@ class Group:
         """Decide who should have what."""
         wanted: dict[int, set[Partition]] = {id(member): set() for member in self.members}
         free = []
-        every = sorted(partitions)
+        topics = {topic for member in self.members for topic in member.topics}
+        every = sorted(partition for partition in partitions if partition.topic in topics)
         for partition in every:
             readers = [m for m in self.members if partition.topic in m.topics]
-            most = -(-len(every) // len(readers)) if readers else 0
+            most = -(-len(every) // len(readers))
             holder = next((m for m in readers if partition in m.wanted), None)
             if holder is not None and len(wanted[id(holder)]) < most:
                 wanted[id(holder)].add(partition)
-            elif readers:
+            else:
                 free.append((partition, readers))
         for partition, readers in free:
             fewest = min(readers, key=lambda member: len(wanted[id(member)]))
