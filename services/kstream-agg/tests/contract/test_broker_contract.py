@@ -181,7 +181,10 @@ def test_only_committed_transactions_are_read_and_their_end_takes_an_offset(
     consumer = bed.consumer(bed.unique("group"))
     start(consumer, topic)
     found = read(consumer, 2)
-    assert [(message.value(), message.offset()) for message in found] == [(b"yes", 2), (b"plain", 4)]
+    assert [(message.value(), message.offset()) for message in found] == [
+        (b"yes", 2),
+        (b"plain", 4),
+    ]
     low, high = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=30)
     assert (low, high) == (0, 5)
 

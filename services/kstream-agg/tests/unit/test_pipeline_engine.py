@@ -207,7 +207,10 @@ def test_maps_of_two_partitions_run_at_the_same_time() -> None:
 @pytest.mark.parametrize("map_threads", [1, 3])
 def test_order_is_kept_within_a_partition(map_threads: int) -> None:
     with bench(
-        batching(lambda: Batch(7, seconds=1)), partitions=3, map_threads=map_threads, batch_records=5
+        batching(lambda: Batch(7, seconds=1)),
+        partitions=3,
+        map_threads=map_threads,
+        batch_records=5,
     ) as on:
         for item in range(90):
             send(on, item, partition=item % 3)
