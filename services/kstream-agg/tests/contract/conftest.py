@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from confluent_kafka import Message
 
 from kstream_agg.core.settings import KafkaSettings
 from kstream_agg.kafka.cluster import KafkaCluster, TopicConfiguration
@@ -17,7 +16,7 @@ from kstream_agg.pipeline.testing import MemoryBroker, memory_clients
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from confluent_kafka import Consumer, Producer
+    from confluent_kafka import Consumer, Message, Producer
 
     from kstream_agg.stack.endpoints import StackEndpoints
 
@@ -27,7 +26,9 @@ DEADLINE_S = 60.0
 class Bed:
     """A broker's clients; those still open are closed at the end."""
 
-    def __init__(self, clients: Clients, settings: KafkaSettings, unique: Callable[[str], str]):
+    def __init__(
+        self, clients: Clients, settings: KafkaSettings, unique: Callable[[str], str]
+    ) -> None:
         self.clients = clients
         self.settings = settings
         self.unique = unique

@@ -18,7 +18,7 @@ from confluent_kafka import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import Bed
+    from tests.contract.conftest import Bed
 
     Read = Callable[[Consumer, int], list[Message]]
     Until = Callable[..., None]
@@ -50,7 +50,7 @@ def test_records_come_as_they_were_written_in_order(bed: Bed, read: Read) -> Non
     assert first.timestamp()[0] == 2
 
 
-def test_keys_have_their_partitions(bed: Bed, read: Read, until: Until) -> None:
+def test_keys_have_their_partitions(bed: Bed, read: Read) -> None:
     topic, group = bed.topic(4), bed.unique("group")
     keys = [b"BTC-PERPETUAL", b"ETH", b"a", b"ab", b"abc", b"abcd", b"\xff\xfe\x00", b"21"]
     producer = bed.producer()
@@ -82,7 +82,7 @@ def test_an_end_is_told_when_it_is_reached(bed: Bed, until: Until) -> None:
     assert told == [(None, 0), (None, 1), (end, 2), (None, 2), (end, 3)]
 
 
-def test_a_group_goes_on_where_it_has_committed(bed: Bed, read: Read, until: Until) -> None:
+def test_a_group_goes_on_where_it_has_committed(bed: Bed, read: Read) -> None:
     topic, group = bed.topic(), bed.unique("group")
     bed.send(topic, b"a", b"b", b"c")
     first = bed.consumer(group)
@@ -102,7 +102,9 @@ def test_a_group_goes_on_where_it_has_committed(bed: Bed, read: Read, until: Unt
 class Follower:
     """A member that notes what it is told of its partitions."""
 
-    def __init__(self, bed: Bed, topic: str, group: str, log: list[tuple[str, str, list[int]]]):
+    def __init__(
+        self, bed: Bed, topic: str, group: str, log: list[tuple[str, str, list[int]]]
+    ) -> None:
         self.name = bed.unique("member")
         self.log = log
         self.owned: set[int] = set()
@@ -141,9 +143,7 @@ def test_partitions_move_one_by_one_and_nobody_shares_one(bed: Bed, until: Until
     until(lambda: len(second.owned) == 4, lambda: second.consumer.consume(1, 0.1))
 
 
-def test_paused_partitions_give_nothing_until_they_are_resumed(
-    bed: Bed, read: Read, until: Until
-) -> None:
+def test_paused_partitions_give_nothing_until_they_are_resumed(bed: Bed, read: Read) -> None:
     topic = bed.topic(2)
     consumer = bed.consumer(bed.unique("group"))
     both = [TopicPartition(topic, number, OFFSET_BEGINNING) for number in (0, 1)]
@@ -232,9 +232,7 @@ def test_a_new_holder_of_an_id_fences_the_old_one_and_aborts_its_transaction(
     assert values(read(consumer, 1)) == [b"new"]
 
 
-def test_offsets_in_a_transaction_count_when_it_is_committed(
-    bed: Bed, read: Read, until: Until
-) -> None:
+def test_offsets_in_a_transaction_count_when_it_is_committed(bed: Bed, read: Read) -> None:
     topic, group = bed.topic(), bed.unique("group")
     bed.send(topic, b"a", b"b")
     consumer = bed.consumer(group)

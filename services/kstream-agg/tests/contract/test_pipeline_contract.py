@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from confluent_kafka import Consumer, Message
-
-    from conftest import Bed
+    from tests.contract.conftest import Bed
 
     Read = Callable[[Consumer, int], list[Message]]
     Until = Callable[..., None]
@@ -107,7 +106,7 @@ def test_records_become_results_and_bad_ones_dead_letters(
     consumer.subscribe([setup.dead])
     [dead] = read(consumer, 1)
     assert dead.value() == b"bad"
-    origin = origin_from_headers(dead.headers())
+    origin = origin_from_headers(cast("list[tuple[str, bytes | None]]", dead.headers()))
     assert origin is not None
     assert (origin.topic, origin.partition, origin.offset) == (setup.source, 0, 7)
 

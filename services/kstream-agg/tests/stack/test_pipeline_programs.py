@@ -155,8 +155,8 @@ def topics(stack: StackEndpoints, unique: Callable[[str], str]) -> Iterator[Topi
 
 
 def forward(stack: StackEndpoints, topics: Topics, **settings: str) -> Program:
-    command = [PROGRAMS / "forward.py", topics.source, topics.out, topics.group]
-    return Program(stack, *command, **settings)
+    program = PROGRAMS / "forward.py"
+    return Program(stack, program, topics.source, topics.out, topics.group, **settings)
 
 
 def test_the_example_prints_batches_and_tells_errors(stack: StackEndpoints, topics: Topics) -> None:

@@ -465,7 +465,7 @@ class Hanging:
         self.entered = threading.Event()
         self.go = threading.Event()
 
-    def __call__(self, item: int) -> None:
+    def __call__(self, _item: int) -> None:
         self.entered.set()
         assert self.go.wait(60)
 
