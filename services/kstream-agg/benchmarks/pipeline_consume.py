@@ -74,9 +74,7 @@ def main(bootstrap: str, topic: str, total: str, how: str, threads: str) -> None
     seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
     member.loop.close()
     member.processor.close()
-    print(
-        json.dumps({"records": seen - first, "seconds": seconds, "cpu_s": cpu_s, "bytes": size})
-    )
+    print(json.dumps({"records": seen - first, "seconds": seconds, "cpu_s": cpu_s, "bytes": size}))
 
 
 if __name__ == "__main__":

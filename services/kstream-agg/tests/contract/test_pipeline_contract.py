@@ -59,7 +59,7 @@ class Setup:
 
     @contextlib.contextmanager
     def member(self, count: int = 5) -> Iterator[Member]:
-        member = Member(
+        with Member(
             self.pipeline(count),
             PipelineSettings(
                 kafka=self.bed.settings, pipeline=EngineSettings(commit_interval_s=0.1)
@@ -67,14 +67,12 @@ class Setup:
             clock=SystemClock(),
             metrics=Metrics(CollectorRegistry()),
             clients=self.bed.clients,
-        )
-        try:
-            with member.writer:
+        ) as member:
+            try:
                 member.loop.begin()
                 yield member
-        finally:
-            member.loop.close()
-            member.processor.close()
+            finally:
+                member.loop.close()
 
     def committed(self) -> dict[int, int]:
         found = self._observer.committed(

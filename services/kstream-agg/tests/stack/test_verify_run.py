@@ -106,7 +106,7 @@ def test_equal_topics_and_tables_pass_with_all_that_is_not_compared(bench: SinkB
         closed_by="idle",
     )  # fmt: skip
     bench.write_averages(average_topic(topic, 300), [first | {"current": 0.0}, first, shown])
-    bench.commit_aggregator(topic, '{"p": %(end)d, "w": 0}')
+    bench.commit_aggregator(topic)
 
     report = run(bench, "equal")
 

@@ -10,9 +10,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 from kstream_agg.aggregate.intake import Instruments, TradeReader
+from kstream_agg.aggregate.keeping import StateKeeper
 from kstream_agg.aggregate.outputs import TopicOutputs
 from kstream_agg.aggregate.processor import AggregatingProcessor
-from kstream_agg.aggregate.rules import WindowRules
+from kstream_agg.aggregate.rules import EwmaRules, WindowRules, Windows
 from kstream_agg.core.clock import ManualClock
 from kstream_agg.core.errors import UnavailableError
 from kstream_agg.core.metrics import DEAD_LETTERS, RECORDS_LATE, Metrics
@@ -24,13 +25,22 @@ from kstream_agg.kafka.wire import RecordDecoder, RecordEncoder
 from kstream_agg.pipeline.processor import CommitPoint, Partition
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kstream_agg.kafka.writer import Headers
 
 ENCODER = RecordEncoder(RAW_TRADE, 1)
 SCHEMAS = {1: RAW_TRADE, 2: AVERAGE}
 PARTITION = Partition("trades", 3)
 NOW = 1_700_000_000_000 // 10_000 * 10_000
-RULES = WindowRules(period_ms=10_000, grace_ms=0, lateness_ms=0, skew_ms=1_000, alpha=0.5)
+RULES = WindowRules(
+    families=(Windows(10_000, 10_000),),
+    grace_ms=0,
+    lateness_ms=0,
+    skew_ms=1_000,
+    retention_ms=0,
+    ewma=EwmaRules(0.5),
+)
 SAMPLED = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -88,8 +98,42 @@ class Written:
         ]
 
 
-class Aggregator:
+class KeptInMemory:
+    """A changelog topic in memory, and who was fenced."""
+
     def __init__(self) -> None:
+        self.values: dict[Partition, dict[bytes, bytes]] = {}
+        self.fenced: list[str] = []
+        self.written = 0
+
+    def name(self, partition: Partition) -> str:
+        return f"group-{partition.topic}-changelog"
+
+    def write(self, partition: Partition, key: bytes, value: bytes | None) -> None:
+        self.written += 1
+        kept = self.values.setdefault(partition, {})
+        if value is None:
+            kept.pop(key, None)
+        else:
+            kept[key] = value
+
+    def fence(self, owner: str) -> None:
+        self.fenced.append(owner)
+
+    def read(self, partitions: Iterable[Partition]) -> dict[Partition, dict[bytes, bytes]]:
+        return {partition: dict(self.values.get(partition, {})) for partition in partitions}
+
+
+class Aggregator:
+    def __init__(
+        self,
+        kept: KeptInMemory | None = None,
+        *,
+        owner: str | None = "me",
+        rules: WindowRules = RULES,
+        groups: dict[str, str] | None = None,
+    ) -> None:
+        self.kept = kept or KeptInMemory()
         self.written = Written()
         self.metrics = Metrics(CollectorRegistry())
         self.clock = ManualClock(NOW)
@@ -99,12 +143,19 @@ class Aggregator:
         )
         self.registry_answers = True
         instruments = Instruments()
-        outputs = TopicOutputs("trades", 10, 2, self.written, self.metrics)  # type: ignore[arg-type]  # does what of it is used
+        families = [(f"trades-ewma-{family.name}", 2) for family in rules.families]
+        outputs = TopicOutputs("trades", families, self.written, self.metrics)
         self.processor = AggregatingProcessor(
-            reader=TradeReader(self._schema_by_id, instruments),
-            instruments=instruments,
+            reader=TradeReader(self._schema_by_id, instruments, groups),
             outputs={"trades": outputs},
-            rules=RULES,
+            keeper=StateKeeper(
+                log=self.kept,
+                rules=rules,
+                instruments=instruments,
+                owner=owner,
+                before_write=lambda: None,
+                metrics=self.metrics,
+            ),
             idle_timeout_s=5.0,
             clock=self.clock,
             metrics=self.metrics,
@@ -118,13 +169,18 @@ class Aggregator:
         return SCHEMAS.get(schema_id)
 
     def begin(self, committed: CommitPoint | None = None) -> int | None:
+        self.processor.take_over([PARTITION])
         return self.processor.assign(PARTITION, committed, 100)
 
     def process(self, *messages: Message) -> None:
         self.processor.process(PARTITION, messages)
 
-    def note(self) -> CommitPoint:
-        return self.processor.commit_points()[PARTITION]
+    def commit(self, *, giving_up: bool = False) -> CommitPoint | None:
+        return self.processor.prepare_commit([PARTITION], giving_up=giving_up).get(PARTITION)
+
+    def results(self, suffix: str = "-ewma-10s") -> list[dict[str, Any]]:
+        decode = RecordDecoder(SCHEMAS.get).decode
+        return [decode(value) for _, value, _ in self.written.to(suffix)]
 
 
 def test_results_go_out_under_instrument_and_window() -> None:
@@ -136,7 +192,7 @@ def test_results_go_out_under_instrument_and_window() -> None:
     average = RecordDecoder(SCHEMAS.get).decode(value)
     assert (average["open"], average["close"], average["current"]) == (5.0, 7.0, 6.0)
     assert len(headers["traceparent"]) == 55
-    assert aggregator.note() == CommitPoint(2, f'{{"p":3,"w":{NOW + 10_000},"period":10}}')
+    assert aggregator.commit() == CommitPoint(3)
 
 
 def test_refused_records_go_out_as_they_came() -> None:
@@ -185,7 +241,7 @@ def test_what_no_average_can_hold_is_a_dead_letter(fields: dict[str, object]) ->
     assert RecordDecoder(SCHEMAS.get).decode(value)["trade_count"] == 2
 
 
-def test_undecodable_records_are_dead_letters_once_and_move_the_position() -> None:
+def test_undecodable_records_are_dead_letters_and_move_the_position() -> None:
     aggregator = Aggregator()
     aggregator.begin()
     garbage = message(1, b"garbage", [("traceparent", SAMPLED)])
@@ -194,13 +250,8 @@ def test_undecodable_records_are_dead_letters_once_and_move_the_position() -> No
     assert (key, value) == (b"BTC-PERPETUAL", b"garbage")
     assert header_value(list(headers.items()), "error.class") == "InvalidRecordError"
     assert headers["traceparent"] == SAMPLED
-    assert '"p":2' in aggregator.note().metadata
-    # Again, after a restart: the replay knows that it has been told.
-    again = Aggregator()
-    assert again.begin(aggregator.note()) == 0
-    again.process(trade(0, 0), garbage, message(2, b"new garbage"))
-    assert [value for _, value, _ in again.written.to("-dlq")] == [b"new garbage"]
-    dead = again.metrics.counter(DEAD_LETTERS).collect()
+    assert aggregator.commit() == CommitPoint(2)
+    dead = aggregator.metrics.counter(DEAD_LETTERS).collect()
     assert [s.value for m in dead for s in m.samples if s.name.endswith("_total")] == [1.0]
 
 
@@ -208,11 +259,11 @@ def test_a_registry_that_does_not_answer_leaves_everything_as_it_was() -> None:
     aggregator = Aggregator()
     aggregator.begin()
     aggregator.registry_answers = False
-    before = aggregator.note()
+    aggregator.commit()
     with pytest.raises(UnavailableError):
         aggregator.process(message(0, b"garbage"), trade(1, 0))
     assert aggregator.written.records == []
-    assert aggregator.note() == before
+    assert aggregator.commit() is None
     aggregator.registry_answers = True
     aggregator.process(message(0, b"garbage"), trade(1, 0))
     assert len(aggregator.written.to("-dlq")) == 1
@@ -229,8 +280,7 @@ def test_an_idle_partition_shows_its_windows_after_the_timeout() -> None:
     [(_, value, headers)] = aggregator.written.to("-ewma-10s")
     assert RecordDecoder(SCHEMAS.get).decode(value)["closed_by"] == "idle"
     assert len(headers["traceparent"]) == 55
-    assert '"p":2' in aggregator.note().metadata
-    assert aggregator.note().offset == 0
+    assert aggregator.commit() == CommitPoint(2)
 
 
 def test_sampled_traces_get_one_span_each_and_results_join_the_first() -> None:

@@ -13,6 +13,7 @@ from kstream_agg.core.clock import ManualClock
 from kstream_agg.core.errors import ContractError, DeliveryError, UnavailableError
 from kstream_agg.core.metrics import CONSUMER_LAG_RECORDS, RECORDS_CONSUMED, Metrics
 from kstream_agg.pipeline.batches import split_poll
+from kstream_agg.pipeline.committers import AtLeastOnce
 from kstream_agg.pipeline.loop import ConsumerLoop, LoopSettings
 from kstream_agg.pipeline.processor import BusyError, CommitPoint, Partition
 from kstream_agg.pipeline.progress import Progress
@@ -117,6 +118,12 @@ class RecordingProcessor:
         self.positions[partition] = committed.offset if committed else 0
         return committed.offset if committed else None
 
+    def take_over(self, partitions: Sequence[Partition]) -> None:
+        """Nothing has to be taken over."""
+
+    def lost(self, partitions: Sequence[Partition]) -> None:
+        """Nobody else is there."""
+
     def revoke(self, partition: Partition) -> None:
         self.log.append(("forgotten", partition.number))
         self.positions.pop(partition)
@@ -142,8 +149,15 @@ class RecordingProcessor:
         assert within_s > 0
         self.log.append(("drain", [partition.number for partition in partitions]))
 
-    def commit_points(self) -> dict[Partition, CommitPoint]:
-        return {key: CommitPoint(position, "note") for key, position in self.positions.items()}
+    def prepare_commit(
+        self, partitions: Collection[Partition], *, giving_up: bool
+    ) -> dict[Partition, CommitPoint]:
+        del giving_up
+        return {
+            key: CommitPoint(position, "note")
+            for key, position in self.positions.items()
+            if key in partitions
+        }
 
 
 class RecordingOutlet:
@@ -174,8 +188,8 @@ class Bench:
             consumer=self.consumer,  # type: ignore[arg-type]  # does what of it is used
             topics=[TOPIC],
             processor=self.processor,
-            outlet=self.outlet,
-            settings=LoopSettings(commit_interval_s=commit_interval_s),
+            committer=AtLeastOnce(self.outlet),
+            settings=LoopSettings(commit_interval_s=commit_interval_s, take_attempts=1),
             clock=self.clock,
             metrics=self.metrics,
             progress=self.progress,
@@ -274,7 +288,7 @@ def test_revoked_partitions_are_committed_before_they_go_and_lost_ones_are_not()
     assert log[4:] == [
         ("drain", [0]),
         "flush",
-        ("commit", [(0, 1, "note")]),
+        ("commit", [(1, 1, "note"), (0, 1, "note")]),
         ("forgotten", 0),
         ("unassigned", [0]),
         ("forgotten", 1),

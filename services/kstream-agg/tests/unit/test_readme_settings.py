@@ -41,6 +41,8 @@ SAMPLES = {
     "KSTREAM__KAFKA__PROPERTIES": '{"socket.keepalive.enable": true}',
     "KSTREAM__TELEMETRY__SAMPLE_RATIO": "0.25",
     "KSTREAM__EXCHANGE__RECONNECT_MIN_S": "0.5",
+    "KSTREAM__WINDOW__PERIODS": "60,300",
+    "KSTREAM__WINDOW__ADVANCE": "60",
 }
 
 
@@ -80,7 +82,7 @@ def as_text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return ",".join(value)
+        return ",".join(map(str, value))
     return str(value)
 
 

@@ -16,7 +16,12 @@ from kstream_agg.core.settings import PostgresSettings, RegistrySettings, config
 from kstream_agg.sinks.connect_api import ConnectClient
 from kstream_agg.sinks.connectors import load_sinks, placeholders
 from kstream_agg.sinks.definition import read_definition, render, table_routes
-from kstream_agg.sinks.settings import AggregatorView, ToolSettings, native_registry_url
+from kstream_agg.sinks.settings import (
+    AggregatorView,
+    ToolSettings,
+    WindowView,
+    native_registry_url,
+)
 from kstream_agg.sinks.tables import average_table, raw_table
 
 if TYPE_CHECKING:
@@ -113,6 +118,13 @@ def test_the_channel_moves_topics_and_tables() -> None:
     assert (raw.topics, raw.tables[0].name) == (("trades-future-btc",), "trades_future_btc")
     assert averages.topics == ("trades-future-btc-ewma-5min",)
     assert averages.tables[0].name == "trades_future_btc_ewma_5min"
+    windows = WindowView(periods=(60, 3_600), advance=30)
+    several = AggregatorView(channels=("trades.future.BTC.100ms",), window=windows)
+    _, averages = load_sinks(several, config_dir())
+    assert averages.topics == (
+        "trades-future-btc-ewma-1min-by-30s",
+        "trades-future-btc-ewma-1h-by-30s",
+    )
 
 
 def test_a_missing_password_is_a_clear_error() -> None:
@@ -132,7 +144,11 @@ def test_columns_follow_the_schemas() -> None:
         "extra",
     ]
     averages = average_table("trades-x-ewma-5min")
-    assert [column.name for column in averages.columns if column.nullable] == ["vwap"]
+    assert [column.name for column in averages.columns if column.nullable] == [
+        "vwap",
+        "seed_weight",
+        "tau",
+    ]
     assert averages.key == ("instrument_name", "window_start")
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kstream_agg.verify.reading import Position, TopicPart
+from kstream_agg.verify.reading import TopicPart
 from kstream_agg.verify.report import Check, Report
 from kstream_agg.verify.seqs import SeqSet
 from kstream_agg.verify.testing import at, average_record, trade_record
-from kstream_agg.verify.waiting import aggregator_position
 from kstream_agg.verify.windows import Averages, Recomputation, epoch_ms
 
 if TYPE_CHECKING:
@@ -153,14 +153,32 @@ def test_a_seq_set_is_a_set(numbers: list[int]) -> None:
     assert len(seqs._firsts) == runs
 
 
-@pytest.mark.parametrize(
-    ("metadata", "position"),
-    [('{"p": 70, "w": 1}', 70), ("", 7), (None, 7), ("{", 7), ("[]", 7), ('{"p": "x"}', 7)],
-)
-def test_the_aggregators_position_stands_in_its_metadata(
-    metadata: str | None, position: int
-) -> None:
-    assert aggregator_position(Position(7, metadata)) == position
+def test_hopping_windows_count_a_trade_in_each_and_its_repeat_once() -> None:
+    trades = [trade(1, START), trade(1, START), trade(2, START + 20 * MINUTE)]
+    begins = range(START, START - 5 * MINUTE, -MINUTE)
+    averages: Averages = {
+        (NAME, at(begin)): decoded(average_record(NAME, begin)) for begin in begins
+    }
+    recomputation = Recomputation(averages, 300_000, {PART: 3}, {}, MINUTE)
+    for offset, found in enumerate(trades):
+        recomputation.add(PART, offset, decoded(found))
+    closed = set(recomputation.closed(0, 0))
+    assert dict(recomputation.verdicts(closed)) == dict.fromkeys(averages)
+    assert recomputation.repeats == 1
+
+
+def test_a_time_decayed_average_is_recomputed_from_seed_and_weight() -> None:
+    trades = [trade(1, START, 2.0), trade(2, START + MINUTE, 4.0), trade(3, START + 9 * MINUTE)]
+    weights = (0.5, 1.0, math.e)
+    record = average_record(
+        NAME, START, trade_count=2, last_trade_seq=2, seed=1.0, seed_weight=weights[0], tau=60.0,
+        current=(0.5 * 1.0 + 2.0 + math.e * 4.0) / sum(weights), sma=3.0, vwap=3.0, open=2.0,
+        low=2.0, high=4.0, close=4.0, volume=2.0, alpha=0.0,
+    )  # fmt: skip
+    assert judge(trades, [record]) == {START: None}
+    wrong = judge(trades, [record | {"seed_weight": 0.6}])[START]
+    assert wrong is not None
+    assert wrong.startswith("current is")
 
 
 def test_exit_codes() -> None:

@@ -13,7 +13,7 @@ from kstream_agg.core.errors import InvalidRecordError
 from kstream_agg.kafka.columns import ColumnDecoder, Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -55,15 +55,19 @@ class TradeReader:
     Args:
         schema_by_id: Gives the schema of an id, None when there is none.
         instruments: Numbers the instruments.
+        groups: Topics all of whose trades count as one instrument's, and its name. Offsets then
+            stand for the trades' numbers, which only mean something within an instrument.
     """
 
     def __init__(
         self,
         schema_by_id: Callable[[int], dict[str, Any] | None],
         instruments: Instruments,
+        groups: Mapping[str, str] | None = None,
     ) -> None:
         self._decoder = ColumnDecoder(schema_by_id, _COLUMNS, "instrument_name")
         self._instruments = instruments
+        self._groups = {topic: instruments[name.encode()] for topic, name in (groups or {}).items()}
 
     def read(self, messages: Sequence[Message]) -> tuple[Trades, NDArray[np.int64], list[Rejected]]:
         """Decode messages that follow each other in a partition.
@@ -89,16 +93,22 @@ class TradeReader:
                 key=lambda item: item.index,
             )
             frame, rows = frame.filter(fits), rows[fits]
-        if len(rows) < len(keys):
-            keys = [keys[row] for row in rows.tolist()]
-        trades = Trades(
-            offset=_offsets(messages)[rows],
-            instrument=np.fromiter(
+        offset = _offsets(messages)[rows]
+        group = self._groups.get(messages[0].topic() or "")
+        if group is None:
+            if len(rows) < len(keys):
+                keys = [keys[row] for row in rows.tolist()]
+            instrument = np.fromiter(
                 map(self._instruments.__getitem__, keys),  # type: ignore[arg-type]  # compared with the names
                 dtype=np.int32,
                 count=len(keys),
-            ),
-            trade_seq=frame["trade_seq"].to_numpy(),
+            )
+        else:
+            instrument = np.full(len(rows), group, dtype=np.int32)
+        trades = Trades(
+            offset=offset,
+            instrument=instrument,
+            trade_seq=frame["trade_seq"].to_numpy() if group is None else offset,
             timestamp=frame["timestamp"].to_numpy(),
             received_at=frame["received_at"].to_numpy(),
             price=frame["price"].to_numpy(),

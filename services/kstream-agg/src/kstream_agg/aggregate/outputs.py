@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kstream_agg.core.metrics import (
     DEAD_LETTERS,
     RECORDS_LATE,
     WINDOWS_EMITTED,
 )
-from kstream_agg.core.names import average_topic, dead_letter_topic, late_topic
+from kstream_agg.core.names import dead_letter_topic, late_topic
 from kstream_agg.core.schemas import AVERAGE
 from kstream_agg.core.telemetry import TRACEPARENT
 from kstream_agg.kafka.dlq import Origin, error_headers, late_headers
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Message
 
-    from kstream_agg.aggregate.state import Refused
+    from kstream_agg.aggregate.changelog import RecordSink
+    from kstream_agg.aggregate.state import Refused, Result
     from kstream_agg.core.metrics import Metrics
     from kstream_agg.kafka.columns import Rejected
-    from kstream_agg.kafka.writer import Headers, RecordWriter
+    from kstream_agg.kafka.writer import Headers
 
 __all__ = ["TopicOutputs"]
 
@@ -34,31 +35,37 @@ class TopicOutputs:
 
     Args:
         raw_topic: The topic that is aggregated.
-        period_s: The windows' period in seconds.
-        schema_id: Id of the schema `Average` in the registry.
-        writer: Takes the records.
+        averages: For each family of windows the topic of its results and the id of the schema
+            `Average` there.
+        sink: Takes the records.
         metrics: Counts them.
     """
 
     def __init__(
-        self, raw_topic: str, period_s: int, schema_id: int, writer: RecordWriter, metrics: Metrics
+        self,
+        raw_topic: str,
+        averages: Sequence[tuple[str, int]],
+        sink: RecordSink,
+        metrics: Metrics,
     ) -> None:
-        self._average_topic = average_topic(raw_topic, period_s)
+        self._averages = [
+            (topic, RecordEncoder(AVERAGE, schema_id).encode) for topic, schema_id in averages
+        ]
         self._late_topic = late_topic(raw_topic)
         self._dead_letter_topic = dead_letter_topic(raw_topic)
-        self._encoder = RecordEncoder(AVERAGE, schema_id)
-        self._writer = writer
+        self._produce = sink.produce
         self._emitted = metrics.counter(WINDOWS_EMITTED)
         self._late = metrics.counter(RECORDS_LATE)
         self._dead = metrics.counter(DEAD_LETTERS)
 
-    def write_results(self, results: Iterable[dict[str, Any]], traceparent: bytes) -> None:
+    def write_results(self, results: Iterable[Result], traceparent: bytes) -> None:
         """Write `Average` records under the key `instrument_name|window_start`."""
         headers: Headers = [(TRACEPARENT, traceparent)]
-        for record in results:
-            self._writer.produce(
-                self._average_topic,
-                self._encoder.encode(record),
+        for family, record in results:
+            topic, encode = self._averages[family]
+            self._produce(
+                topic,
+                encode(record),
                 key=f"{record['instrument_name']}|{record['window_start']}".encode(),
                 headers=headers,
             )
@@ -85,7 +92,7 @@ class TopicOutputs:
         traceparent = record_traceparent(message)
         if traceparent is not None:
             headers.append((TRACEPARENT, traceparent))
-        self._writer.produce(topic, message.value(), key=message.key(), headers=headers)
+        self._produce(topic, message.value(), key=message.key(), headers=headers)
 
 
 def _origin(message: Message) -> Origin:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kstream_agg.aggregate.progress_note import commit_point, resume_from
-from kstream_agg.aggregate.state import PartitionState
-from kstream_agg.core.metrics import RECORDS_REPEATED, WINDOWS_OPEN
+from kstream_agg.core.metrics import RECORDS_REPEATED, WINDOWS_OPEN, WINDOWS_RETAINED
+from kstream_agg.pipeline.processor import CommitPoint
 from kstream_agg.pipeline.spans import BatchSpans
 
 if TYPE_CHECKING:
@@ -16,12 +15,13 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
     from opentelemetry.trace import Tracer
 
-    from kstream_agg.aggregate.intake import Instruments, TradeReader
+    from kstream_agg.aggregate.intake import TradeReader
+    from kstream_agg.aggregate.keeping import StateKeeper
     from kstream_agg.aggregate.outputs import TopicOutputs
-    from kstream_agg.aggregate.rules import WindowRules
+    from kstream_agg.aggregate.state import PartitionState
     from kstream_agg.core.clock import Clock
     from kstream_agg.core.metrics import Metrics
-    from kstream_agg.pipeline.processor import CommitPoint, Partition
+    from kstream_agg.pipeline.processor import Partition
 
 __all__ = ["AggregatingProcessor"]
 
@@ -31,13 +31,12 @@ class AggregatingProcessor:
 
     Args:
         reader: Decodes batches.
-        instruments: The numbers the reader gives to instruments.
         outputs: Where the results of each raw topic go.
-        rules: What decides about windows.
+        keeper: Keeps and restores the states.
         idle_timeout_s: How long the reader stands at a partition's end before windows that the
             wall clock has passed are shown.
         clock: Wall-clock time is used.
-        metrics: Counts open windows and repeats.
+        metrics: Counts windows and repeats.
         tracer: Makes the spans.
         follow_traces: Whether to look at the records' traces at all.
     """
@@ -46,9 +45,8 @@ class AggregatingProcessor:
         self,
         *,
         reader: TradeReader,
-        instruments: Instruments,
         outputs: Mapping[str, TopicOutputs],
-        rules: WindowRules,
+        keeper: StateKeeper,
         idle_timeout_s: float,
         clock: Clock,
         metrics: Metrics,
@@ -56,9 +54,8 @@ class AggregatingProcessor:
         follow_traces: bool,
     ) -> None:
         self._reader = reader
-        self._instruments = instruments
         self._outputs = outputs
-        self._rules = rules
+        self._keeper = keeper
         self._idle_timeout_s = idle_timeout_s
         self._clock = clock
         self._tracer = tracer
@@ -69,21 +66,28 @@ class AggregatingProcessor:
             lambda: sum(state.open_windows for state in list(self._states.values()))
         )
 
+        metrics.gauge(WINDOWS_RETAINED).set_function(
+            lambda: sum(state.retained_windows for state in list(self._states.values()))
+        )
+
+    def take_over(self, partitions: Sequence[Partition]) -> None:
+        """Read what is kept of partitions that come; see `BatchProcessor`."""
+        self._keeper.take_over(partitions)
+
     def assign(self, partition: Partition, committed: CommitPoint | None, end: int) -> int | None:
         """Make a partition's state; see `BatchProcessor`."""
-        resume = resume_from(partition, committed, end, self._rules.period_ms)
-        self._states[partition] = PartitionState(
-            self._rules,
-            self._instruments.name_of,
-            start=resume.offset or 0,
-            position=resume.position,
-            watermark=resume.watermark,
-        )
-        return resume.offset
+        state, start = self._keeper.state_of(partition, committed, end)
+        self._states[partition] = state
+        return start
 
     def revoke(self, partition: Partition) -> None:
         """Forget a partition's state."""
         self._states.pop(partition, None)
+        self._keeper.forget(partition)
+
+    def lost(self, partitions: Sequence[Partition]) -> None:
+        """End when another member has them; see `BatchProcessor`."""
+        self._keeper.check_lost(partitions)
 
     def process(self, partition: Partition, messages: Sequence[Message]) -> None:
         """Count a batch and write what comes of it; see `BatchProcessor`."""
@@ -93,7 +97,6 @@ class AggregatingProcessor:
         spans = BatchSpans(self._tracer, partition)
         if self._follow_traces:
             spans.consume(messages)
-        first = state.position
         applied = state.apply(trades)
         if applied.results:
             outputs.write_results(applied.results, spans.traceparent())
@@ -101,8 +104,7 @@ class AggregatingProcessor:
             refused = [replace(item, index=int(rows[item.index])) for item in applied.refused]
             outputs.write_late(messages, refused)
         if rejected:
-            fresh = [item for item in rejected if (messages[item.index].offset() or 0) >= first]
-            outputs.write_dead_letters(messages, fresh)
+            outputs.write_dead_letters(messages, rejected)
         if applied.repeated:
             self._repeated.inc(applied.repeated)
         state.advance((messages[-1].offset() or 0) + 1)
@@ -125,11 +127,14 @@ class AggregatingProcessor:
         """Nothing depends on steps."""
 
     def drain(self, partitions: Collection[Partition], within_s: float) -> None:
-        """Open windows stay open: their trades are read again by whoever goes on."""
+        """Open windows stay open: whoever goes on has them from the changelog."""
 
-    def commit_points(self) -> dict[Partition, CommitPoint]:
-        """For each partition the first trade of its oldest open window, and the position."""
+    def prepare_commit(
+        self, partitions: Collection[Partition], *, giving_up: bool
+    ) -> dict[Partition, CommitPoint]:
+        """Write what has changed of the states, and name their positions."""
         return {
-            partition: commit_point(state, self._rules.period_ms)
+            partition: CommitPoint(state.position)
             for partition, state in self._states.items()
+            if partition in partitions and self._keeper.keep(partition, state, giving_up=giving_up)
         }

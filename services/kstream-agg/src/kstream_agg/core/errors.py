@@ -8,6 +8,8 @@
     │   ├── TopicMismatchError    a topic exists with other settings than asked
     │   └── ChannelRefusedError   the exchange left out channels we asked for
     ├── DeliveryError             Kafka did not take a record, and will not
+    ├── CommitUncertainError      a transaction failed or may have: its work is done again
+    ├── FencedError               another worker has taken this one's place
     ├── InvalidRecordError        one record is bad; carries what the dead-letter topic needs
     ├── PipelineError             a pipeline is put together in a way that cannot run
     ├── ErrorLimitError           more records failed than a pipeline allows
@@ -23,9 +25,11 @@ from __future__ import annotations
 
 __all__ = [
     "ChannelRefusedError",
+    "CommitUncertainError",
     "ContractError",
     "DeliveryError",
     "ErrorLimitError",
+    "FencedError",
     "InvalidRecordError",
     "KStreamError",
     "PipelineError",
@@ -81,6 +85,14 @@ class ChannelRefusedError(ContractError):
 
 class DeliveryError(KStreamError):
     """Kafka did not take a record and librdkafka has given up on it."""
+
+
+class CommitUncertainError(KStreamError):
+    """A transaction failed, or nobody knows: what it holds is to be done again from its begin."""
+
+
+class FencedError(KStreamError):
+    """Another worker has taken this one's place: it must write nothing any more."""
 
 
 class InvalidRecordError(KStreamError):

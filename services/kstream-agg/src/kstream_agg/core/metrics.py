@@ -98,6 +98,15 @@ RECORDS_LATE: Final = CounterDef(
 RECORDS_REPEATED: Final = CounterDef(
     "kstream_records_repeated", "Repeats of (instrument_name, trade_seq) that were dropped"
 )
+WINDOWS_RETAINED: Final = GaugeDef(
+    "kstream_windows_retained", "Closed windows kept for late records"
+)
+COMMITS: Final = CounterDef("kstream_commits", "Transactions of the consumer loop", ("outcome",))
+RESTORE_SECONDS: Final = HistogramDef(
+    "kstream_restore_seconds",
+    "Time to restore a partition's state from its changelog",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
 BATCH_SECONDS: Final = HistogramDef(
     "kstream_batch_seconds", "Time to process one batch, from hand-over to results produced"
 )

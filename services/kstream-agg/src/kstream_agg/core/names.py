@@ -13,6 +13,7 @@ from kstream_agg.core.errors import SettingsError
 
 __all__ = [
     "average_topic",
+    "changelog_topic",
     "channel_topic",
     "dead_letter_topic",
     "format_period",
@@ -82,6 +83,11 @@ def average_topic(raw_topic: str, period_s: int, advance_s: int | None = None) -
     if advance_s is not None and advance_s != period_s:
         name += f"-by-{format_period(advance_s)}"
     return name
+
+
+def changelog_topic(group_id: str, raw_topic: str) -> str:
+    """Where a group keeps the state of what it makes of `raw_topic`."""
+    return f"{group_id}-{raw_topic}-changelog"
 
 
 def dead_letter_topic(topic: str) -> str:

@@ -117,6 +117,7 @@ class PipelineProcessor:
         self.moved = 0
         """Grows with every batch that is handed to the steps, and every output they give."""
         self._held: dict[Partition, _Held] = {}
+        self._is_stale = False
         self._failures = metrics.counter(STEP_FAILURES)
         self._dead_letters = metrics.counter(DEAD_LETTERS)
         self._dead_letter_topics = frozenset(pipeline.dead_letter_topics)
@@ -136,6 +137,9 @@ class PipelineProcessor:
 
     # --- the loop's calls ------------------------------------------------------------------
 
+    def take_over(self, partitions: Sequence[Partition]) -> None:
+        """Nothing but the committed offsets is needed."""
+
     def assign(self, partition: Partition, committed: CommitPoint | None, end: int) -> int | None:
         """Begin where the group has committed; see `BatchProcessor`."""
         del end
@@ -149,10 +153,14 @@ class PipelineProcessor:
         """Forget a partition, and all that is under way of it."""
         held = self._held.pop(partition, None)
         if held is not None and held.batches:
-            self._restart()
+            self._is_stale = True
+
+    def lost(self, partitions: Sequence[Partition]) -> None:
+        """What was written of them is not committed; `revoke` does the rest."""
 
     def process(self, partition: Partition, messages: Sequence[Message]) -> None:
         """Hand a batch to the map; see `BatchProcessor`."""
+        self._settle()
         held = self._held[partition]
         batch = Batched(self._chain.epoch, partition, messages)
         deadline = time.monotonic() + self._limits.patience_s
@@ -179,6 +187,7 @@ class PipelineProcessor:
 
     def drain(self, partitions: Collection[Partition], within_s: float) -> None:
         """Flush or drop open batches, as each step says; see `BatchProcessor`."""
+        self._settle()
         deadline = time.monotonic() + within_s
         if self._under_way(self._held):
             self._chain.drain()
@@ -190,12 +199,15 @@ class PipelineProcessor:
         if self._under_way(self._held.keys() - set(partitions)):
             self._restart(without=partitions)
 
-    def commit_points(self) -> Mapping[Partition, CommitPoint]:
-        """How far each partition is covered by what was given to the outlet."""
+    def prepare_commit(
+        self, partitions: Collection[Partition], *, giving_up: bool
+    ) -> Mapping[Partition, CommitPoint]:
+        """How far partitions are covered by what was given to the outlet."""
+        del giving_up
         return {
             partition: CommitPoint(held.point)
             for partition, held in self._held.items()
-            if held.point is not None
+            if partition in partitions and held.point is not None
         }
 
     # --- for health and tests --------------------------------------------------------------
@@ -229,6 +241,7 @@ class PipelineProcessor:
 
     def _collect(self, wait_s: float = 0.0) -> bool:
         """Take the steps' outputs; True when a drain has come through."""
+        self._settle()
         outputs = self._chain.outputs(wait_s)
         if self._chain.failure is not None:
             raise self._chain.failure
@@ -259,7 +272,13 @@ class PipelineProcessor:
         for record in records:
             self._outlet.produce(record.topic, record.value, key=record.key, headers=record.headers)
 
+    def _settle(self) -> None:
+        """Begin a new epoch once partitions have gone with something under way."""
+        if self._is_stale:
+            self._restart()
+
     def _restart(self, without: Collection[Partition] = ()) -> None:
+        self._is_stale = False
         again = []
         for partition, held in self._held.items():
             if partition in without:

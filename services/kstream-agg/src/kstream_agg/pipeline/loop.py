@@ -1,13 +1,21 @@
 """The consumer loop: poll a batch, hand it to a processor, commit behind what is delivered.
 
-The commit protocol, every `commit_interval_s`, when partitions are revoked, and at the end:
+The commit protocol, every `commit_interval_s`, before partitions are given up, and at the end:
 
-1. The processor names its commit points: they cover only what it has taken and produced.
-2. All that was produced is delivered, or an error ends the loop.
-3. The points are committed, synchronously; those that have not changed are left out.
+1. The processor writes what belongs into the commit and names its points: they cover only what it
+   has taken and produced.
+2. The committer makes final what was produced, and the points (`pipeline.committers` says how).
 
-What was taken since is read again after a crash: at least once, and a processor that resumes
-exactly from its points makes it exact.
+What was taken since is read again after a crash, and by a processor that resumes exactly from its
+points counted once.
+
+The assignment protocol, when partitions come and after a commit that failed or may have:
+
+1. Memory of what is not committed is discarded; the committer starts anew where it has to.
+2. The processor takes the partitions over.
+3. Their committed offsets are looked up, and the processor makes its state from them.
+4. Where the committer asks for it, the assignment is committed.
+5. Reading begins where the processor says.
 
 While something the processor needs does not answer, its batch is kept, the partitions are paused
 and the loop goes on polling, so that the group keeps its member.
@@ -15,14 +23,15 @@ and the loop goes on polling, so that the group keeps its member.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import deque
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
 
-from kstream_agg.core.errors import KStreamError, UnavailableError
+from kstream_agg.core.errors import CommitUncertainError, KStreamError, UnavailableError
 from kstream_agg.core.logs import get_logger
 from kstream_agg.core.metrics import (
     BATCH_SECONDS,
@@ -34,14 +43,14 @@ from kstream_agg.pipeline.batches import split_poll
 from kstream_agg.pipeline.processor import BusyError, CommitPoint, Partition
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from confluent_kafka import Consumer, Message
 
     from kstream_agg.core.clock import Clock
     from kstream_agg.core.metrics import Metrics
-    from kstream_agg.pipeline.processor import BatchProcessor, Outlet
+    from kstream_agg.pipeline.committers import Committer
+    from kstream_agg.pipeline.processor import BatchProcessor
     from kstream_agg.pipeline.progress import Progress
 
 __all__ = ["ConsumerLoop", "LoopSettings"]
@@ -52,7 +61,9 @@ _log = get_logger(__name__)
 _POLL_S: Final = 0.1
 _LAG_INTERVAL_S: Final = 1.0
 _REQUEST_TIMEOUT_S: Final = 10.0
-_RETRY_S: Final = 1.0
+_COMMIT_WITHIN_S: Final = 60.0
+# A cause that does not go away must show: so many commits in a row, and the loop ends.
+_UNCERTAIN_LIMIT: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +75,16 @@ class LoopSettings:
         commit_interval_s: Seconds between commits.
         stop_within_s: How long finishing may take, in seconds: at the end, and when partitions
             are given up.
+        retry_s: Seconds before what did not answer is asked again.
+        take_attempts: How often partitions are tried to be taken. A broker's restart is waited
+            for; the group keeps a member that does not poll for 300 s.
     """
 
     batch_records: int = 10_000
     commit_interval_s: float = 1.0
     stop_within_s: float = 10.0
+    retry_s: float = 1.0
+    take_attempts: int = 90
 
 
 @dataclass(slots=True)
@@ -86,7 +102,7 @@ class ConsumerLoop:
         consumer: Not subscribed yet; it is closed when `run` ends.
         topics: What to subscribe to.
         processor: Takes the batches.
-        outlet: Where the processor's results go.
+        committer: Makes results and offsets final.
         settings: Batch and commit.
         clock: Monotonic time is used.
         metrics: Counts records, lag and time per batch.
@@ -99,7 +115,7 @@ class ConsumerLoop:
         consumer: Consumer,
         topics: Sequence[str],
         processor: BatchProcessor,
-        outlet: Outlet,
+        committer: Committer,
         settings: LoopSettings,
         clock: Clock,
         metrics: Metrics,
@@ -108,7 +124,7 @@ class ConsumerLoop:
         self._consumer = consumer
         self._topics = list(topics)
         self._processor = processor
-        self._outlet = outlet
+        self._committer = committer
         self._settings = settings
         self._clock = clock
         self._progress = progress
@@ -116,10 +132,12 @@ class ConsumerLoop:
         self._lag = metrics.gauge(CONSUMER_LAG_RECORDS)
         self._batch_seconds = metrics.histogram(BATCH_SECONDS)
         self._readings: dict[Partition, _Reading] = {}
-        self._committed: dict[Partition, CommitPoint] = {}
         self._pending: deque[tuple[Partition, list[Message]]] = deque()
         self._paused = False
         self._failure: BaseException | None = None
+        self._uncertain: CommitUncertainError | None = None
+        self._uncertain_commits = 0
+        self._stop = threading.Event()
         now = clock.monotonic()
         self._next_commit = now + settings.commit_interval_s
         self._next_lag = now
@@ -129,9 +147,10 @@ class ConsumerLoop:
         """Read until `stop` is set; what was taken is then delivered and committed.
 
         Raises:
-            KStreamError: The processor, the outlet or the consumer cannot go on. What is not
+            KStreamError: The processor, the committer or the consumer cannot go on. What is not
                 committed is read again by the next run.
         """
+        self._stop = stop
         try:
             self.begin()
             while not stop.is_set():
@@ -153,19 +172,21 @@ class ConsumerLoop:
     def step(self) -> None:
         """Poll once, and do all that is due."""
         with self._noting_failures():
-            self._step()
+            self._or_anew(self._step)
 
     def finish(self) -> None:
         """Deliver and commit what was taken."""
         with self._noting_failures():
-            self._processor.drain(list(self._readings), self._settings.stop_within_s)
-            self._commit(self._readings, self._settings.stop_within_s)
+            self._end()
 
     def close(self) -> None:
         """Leave the group; after a failure nothing is committed."""
+        if self._failure is not None:
+            with contextlib.suppress(KStreamError):
+                self._committer.abandon()
         self._consumer.close()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _noting_failures(self) -> Iterator[None]:
         try:
             yield
@@ -176,10 +197,22 @@ class ConsumerLoop:
             self._failure = error
             raise
 
+    def _end(self) -> None:
+        within_s = self._settings.stop_within_s
+        try:
+            self._processor.drain(list(self._readings), within_s)
+            self._commit(within_s, going=self._readings)
+        except CommitUncertainError as error:
+            # The next run begins with what is committed.
+            self._failure = error
+            _log.warning("ended without a last commit", reason=str(error))
+
     def _step(self) -> None:
         polled = self._consumer.consume(self._settings.batch_records, _POLL_S)
         if self._failure is not None:
             raise self._failure
+        if self._uncertain is not None:
+            raise self._uncertain
         batches, ends = split_poll(polled)
         self._pending.extend(batches.items())
         now = self._clock.monotonic()
@@ -187,13 +220,13 @@ class ConsumerLoop:
             self._work()
         self._note_ends(ends)
         self._processor.tick()
-        self._outlet.poll()
+        self._committer.poll()
         now = self._clock.monotonic()
         if now >= self._next_lag:
             self._next_lag = now + _LAG_INTERVAL_S
             self._measure_lag()
         if now >= self._next_commit:
-            self._commit(self._readings)
+            self._commit()
             self._next_commit = self._clock.monotonic() + self._settings.commit_interval_s
 
     # --- batches ---------------------------------------------------------------------------
@@ -223,7 +256,7 @@ class ConsumerLoop:
 
     def _pause(self, error: UnavailableError) -> None:
         busy = isinstance(error, BusyError)
-        self._next_retry = self._clock.monotonic() + (0.0 if busy else _RETRY_S)
+        self._next_retry = self._clock.monotonic() + (0.0 if busy else self._settings.retry_s)
         if not self._paused:
             self._consumer.pause(_as_kafka(self._readings))
             self._paused = True
@@ -264,49 +297,97 @@ class ConsumerLoop:
 
     # --- commits ---------------------------------------------------------------------------
 
-    def _commit(self, partitions: Iterable[Partition], within_s: float = 60.0) -> None:
-        # 1. The processor names its commit points.
-        wanted = set(partitions)
-        points = {
-            partition: point
-            for partition, point in self._processor.commit_points().items()
-            if partition in wanted and self._committed.get(partition) != point
-        }
-        if not points:
-            return
-        # 2. All that was produced is delivered.
-        self._outlet.flush(within_s)
-        # 3. The points are committed.
-        offsets = [
-            TopicPartition(partition.topic, partition.number, point.offset, point.metadata)
-            for partition, point in points.items()
-        ]
+    def _commit(
+        self, within_s: float = _COMMIT_WITHIN_S, *, going: Iterable[Partition] = ()
+    ) -> None:
+        """Commit everything; the partitions `going` leave this member with it."""
+        leaving = set(going)
+        staying = set(self._readings) - leaving
+        # 1. The processor writes what belongs into the commit and names its points.
+        points = dict(self._processor.prepare_commit(staying, giving_up=False))
+        points |= self._processor.prepare_commit(leaving, giving_up=True)
+        # 2. The committer makes it final.
+        self._committer.commit(self._consumer, points, within_s)
+        self._uncertain_commits = 0
+
+    def _or_anew(self, step: Callable[[], None]) -> None:
         try:
-            answered = self._consumer.commit(offsets=offsets, asynchronous=False)
-        except KafkaException as error:
-            # A rebalance is under way or the broker is away: later, or another member reads again.
-            _log.warning("commit failed", reason=str(error.args[0]))
-            return
-        for item in answered or ():
-            partition = Partition(item.topic, item.partition)
-            if item.error is None:
-                self._committed[partition] = points[partition]
-            else:
-                _log.warning("commit failed", reason=str(item.error), partition=str(partition))
+            step()
+        except CommitUncertainError as error:
+            try:
+                self._begin_anew(error)
+            except UnavailableError:
+                if not self._stop.is_set():
+                    raise
+
+    def _begin_anew(self, error: CommitUncertainError) -> None:
+        """After a commit that failed or may have: begin with what is committed."""
+        self._count_uncertain(error)
+        partitions = list(self._readings)
+        if partitions:
+            self._consumer.incremental_unassign(_as_kafka(partitions))
+        self._forget(partitions)
+        self._uncertain = None
+        self._committer.abandon()
+        if partitions:
+            self._take(self._consumer, partitions)
+
+    def _count_uncertain(self, error: CommitUncertainError) -> None:
+        self._uncertain_commits += 1
+        _log.warning("beginning anew with what is committed", reason=str(error))
+        if self._uncertain_commits >= _UNCERTAIN_LIMIT:
+            raise error
 
     # --- partitions come and go ------------------------------------------------------------
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         # What is raised in a callback would not reach our caller as it is.
         try:
-            starts = [self._start(consumer, item) for item in _committed(consumer, assigned)]
-            consumer.incremental_assign(starts)
-            if self._paused:
-                consumer.pause(starts)
+            self._take(consumer, [Partition(item.topic, item.partition) for item in assigned])
         except KafkaException as error:
             self._failure = kafka_failure(error, "taking partitions")
         except KStreamError as error:
             self._failure = error
+
+    def _take(self, consumer: Consumer, partitions: Sequence[Partition]) -> None:
+        """Assign partitions to this member; repeated while what that needs does not answer."""
+        starts: list[TopicPartition] | None = None
+        attempts = 0
+        while starts is None:
+            attempts += 1
+            try:
+                starts = self._start_all(consumer, partitions)
+            except UnavailableError as error:
+                if self._stop.is_set() or attempts >= self._settings.take_attempts:
+                    raise
+                _log.warning("taking partitions: trying again", reason=str(error))
+                self._stop.wait(self._settings.retry_s)
+            except CommitUncertainError as error:
+                self._count_uncertain(error)
+                self._committer.abandon()
+        # 5. Reading begins where the processor says.
+        consumer.incremental_assign(starts)
+        if self._paused:
+            consumer.pause(starts)
+
+    def _start_all(
+        self, consumer: Consumer, partitions: Sequence[Partition]
+    ) -> list[TopicPartition]:
+        # 1. The committer is ready.
+        if not self._committer.start(self._stop):
+            raise UnavailableError("stopped before Kafka's transactions could begin")
+        # 2. The processor takes the partitions over.
+        self._processor.take_over(partitions)
+        # 3. Committed offsets become state.
+        try:
+            found = _committed(consumer, _as_kafka(partitions))
+            starts = [self._start(consumer, item) for item in found]
+        except KafkaException as error:
+            raise kafka_failure(error, "taking partitions") from error
+        # 4. The assignment is committed.
+        if self._committer.claims:
+            self._commit()
+        return starts
 
     def _start(self, consumer: Consumer, item: TopicPartition) -> TopicPartition:
         partition = Partition(item.topic, item.partition)
@@ -324,10 +405,13 @@ class ConsumerLoop:
 
     def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
         partitions = [Partition(item.topic, item.partition) for item in revoked]
-        if self._failure is None:
+        if self._failure is None and self._uncertain is None:
+            within_s = self._settings.stop_within_s
             try:
-                self._processor.drain(partitions, self._settings.stop_within_s)
-                self._commit(partitions, self._settings.stop_within_s)
+                self._processor.drain(partitions, within_s)
+                self._commit(within_s, going=partitions)
+            except CommitUncertainError as error:
+                self._doubt(error)
             except KStreamError as error:
                 self._failure = error
         self._forget(partitions)
@@ -335,16 +419,31 @@ class ConsumerLoop:
 
     def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
         # Another member may have them already: nothing may be committed any more.
+        partitions = [Partition(item.topic, item.partition) for item in lost]
         _log.warning("partitions lost", partitions=[item.partition for item in lost])
-        self._forget([Partition(item.topic, item.partition) for item in lost])
+        self._doubt(CommitUncertainError("the group has given this member's partitions away"))
+        if self._failure is None:
+            try:
+                self._processor.lost(partitions)
+            except KStreamError as error:
+                self._failure = error
+        self._forget(partitions)
         consumer.incremental_unassign(lost)
+
+    def _doubt(self, error: CommitUncertainError) -> None:
+        """Abort before partitions go; what stays begins anew after the callback."""
+        self._uncertain = error
+        try:
+            self._committer.abandon()
+        except KStreamError as fenced:
+            self._failure = fenced
 
     def _forget(self, partitions: Sequence[Partition]) -> None:
         gone = set(partitions)
         self._pending = deque(item for item in self._pending if item[0] not in gone)
         for partition in partitions:
             self._processor.revoke(partition)
-            self._committed.pop(partition, None)
+            self._committer.forget(partition)
             if self._readings.pop(partition, None) is not None:
                 self._lag.labels(partition.topic, str(partition.number)).set(0)
 

@@ -42,6 +42,13 @@ class BusyError(UnavailableError):
 class BatchProcessor(Protocol):
     """Takes batches, one partition at a time; called from the loop's thread only."""
 
+    def take_over(self, partitions: Sequence[Partition]) -> None:
+        """Partitions are coming; called once for all of them, before their offsets are looked up.
+
+        Raises:
+            UnavailableError: Something needed does not answer: it will be called again.
+        """
+
     def assign(self, partition: Partition, committed: CommitPoint | None, end: int) -> int | None:
         """A partition has come: make its state.
 
@@ -52,10 +59,20 @@ class BatchProcessor(Protocol):
 
         Returns:
             The offset to read from; None for the partition's beginning.
+
+        Raises:
+            UnavailableError: Something needed does not answer: it will be called again.
         """
 
     def revoke(self, partition: Partition) -> None:
         """A partition has gone: forget its state."""
+
+    def lost(self, partitions: Sequence[Partition]) -> None:
+        """Partitions have gone without notice; `revoke` follows for each.
+
+        Raises:
+            FencedError: Another member has them already, and this one ends.
+        """
 
     def process(self, partition: Partition, messages: Sequence[Message]) -> None:
         """Take messages that follow each other in a partition.
@@ -79,8 +96,15 @@ class BatchProcessor(Protocol):
         by the commit points. Lost partitions are not drained.
         """
 
-    def commit_points(self) -> Mapping[Partition, CommitPoint]:
-        """What may be committed once all that was produced is delivered."""
+    def prepare_commit(
+        self, partitions: Collection[Partition], *, giving_up: bool
+    ) -> Mapping[Partition, CommitPoint]:
+        """Write what belongs into the coming commit, and name the points that it makes final.
+
+        Args:
+            partitions: Which partitions are meant.
+            giving_up: They leave this member with the commit.
+        """
 
 
 class Outlet(Protocol):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Self
+from uuid import uuid4
 
 from confluent_kafka import Consumer, Producer
 
@@ -13,8 +14,10 @@ from kstream_agg.core.logs import get_logger
 from kstream_agg.core.service import run_service
 from kstream_agg.core.settings import load_settings
 from kstream_agg.kafka.cluster import KafkaCluster, topic_configuration
+from kstream_agg.kafka.group_transactions import GroupTransactionWriter
 from kstream_agg.kafka.reader import make_consumer
 from kstream_agg.kafka.writer import RecordWriter
+from kstream_agg.pipeline.committers import AtLeastOnce, ExactlyOnce
 from kstream_agg.pipeline.engine import PipelineProcessor
 from kstream_agg.pipeline.loop import ConsumerLoop
 from kstream_agg.pipeline.progress import Progress
@@ -23,15 +26,20 @@ from kstream_agg.pipeline.workers import announce_worker, is_worker, run_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
     from kstream_agg.core.clock import Clock
     from kstream_agg.core.metrics import Metrics
     from kstream_agg.core.service import ServiceContext
     from kstream_agg.pipeline.definition import Pipeline
+    from kstream_agg.pipeline.engine import RecordOutlet
 
 __all__ = ["Clients", "Member", "run_pipeline", "serve_pipeline"]
 
 _log = get_logger(__name__)
+
+# Many commit intervals, and little for whoever waits behind a worker that was killed.
+_TRANSACTION_MS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,8 @@ class Clients:
 
 class Member:
     """A pipeline wired to a cluster, as one member of its group; `loop` runs it.
+
+    A context manager, which ends the steps' threads and, without an error, delivers what is queued.
 
     Args:
         pipeline: What to run.
@@ -67,20 +77,60 @@ class Member:
         clients = clients or Clients()
         options, kafka = settings.pipeline, settings.kafka
         self.consumer = make_consumer(kafka, pipeline.group, pipeline.group, clients.consumer)
-        self.writer = RecordWriter(kafka, metrics, pipeline.group, clients.producer)
+        self._writer: RecordWriter | None = None
+        committer: AtLeastOnce | ExactlyOnce
+        outlet: RecordOutlet
+        if options.guarantee == "at_least_once":
+            outlet = self._writer = RecordWriter(kafka, metrics, pipeline.group, clients.producer)
+            committer = AtLeastOnce(self._writer)
+        else:
+            make_writer = _transactions(settings, pipeline.group, metrics, clients)
+            outlet = committer = ExactlyOnce(make_writer, metrics)
         limits = replace(options.limits, patience_s=patience_s)
-        self.processor = PipelineProcessor(pipeline, self.writer, limits, clock, metrics)
+        self.processor = PipelineProcessor(pipeline, outlet, limits, clock, metrics)
         self.progress = Progress(clock, options.stuck_after_s)
         self.loop = ConsumerLoop(
             consumer=self.consumer,
             topics=pipeline.topics,
             processor=self.processor,
-            outlet=self.writer,
+            committer=committer,
             settings=options.loop,
             clock=clock,
             metrics=metrics,
             progress=self.progress,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.processor.close()
+        if self._writer is not None:
+            self._writer.__exit__(exc_type, exc, traceback)
+
+
+def _transactions(
+    settings: PipelineSettings, group: str, metrics: Metrics, clients: Clients
+) -> Callable[[], GroupTransactionWriter]:
+    # One of its own for each process: workers of a group must not fence each other by mistake.
+    # What one that was killed has left open, brokers abort after the time-out.
+    owner = f"{group}-{uuid4().hex[:12]}"
+    timeouts: dict[str, str | int | float | bool] = {
+        "transaction.timeout.ms": _TRANSACTION_MS,
+        "delivery.timeout.ms": _TRANSACTION_MS,
+    }
+    properties = timeouts | settings.kafka.properties
+    kafka = settings.kafka.model_copy(update={"properties": properties})
+
+    def make() -> GroupTransactionWriter:
+        return GroupTransactionWriter(kafka, metrics, group, owner, make_producer=clients.producer)
+
+    return make
 
 
 def run_pipeline(
@@ -122,20 +172,22 @@ def serve_pipeline(
     Raises:
         ErrorLimitError: More records failed than allowed.
         DeliveryError: Kafka did not take a record.
+        FencedError: Another worker has taken this one's place.
         KStreamError: The consumer or a step cannot go on.
     """
     if not _prepare(pipeline, settings, ctx):
         return
-    member = Member(pipeline, settings, clock=ctx.clock, metrics=ctx.metrics)
-    try:
-        with member.writer:
-            ctx.health.add_check("consumer", member.progress.check)
-            ctx.health.add_check("steps", member.processor.check)
-            ctx.health.set_ready()
-            _log.info("running", topics=pipeline.topics, group=pipeline.group)
-            member.loop.run(ctx.stop)
-    finally:
-        member.processor.close()
+    with Member(pipeline, settings, clock=ctx.clock, metrics=ctx.metrics) as member:
+        ctx.health.add_check("consumer", member.progress.check)
+        ctx.health.add_check("steps", member.processor.check)
+        ctx.health.set_ready()
+        _log.info(
+            "running",
+            topics=pipeline.topics,
+            group=pipeline.group,
+            guarantee=settings.pipeline.guarantee,
+        )
+        member.loop.run(ctx.stop)
 
 
 def _prepare(pipeline: Pipeline[Any], settings: PipelineSettings, ctx: ServiceContext) -> bool:

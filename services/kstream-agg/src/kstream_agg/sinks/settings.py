@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_settings import NoDecode
 
 from kstream_agg.core.errors import SettingsError
-from kstream_agg.core.names import average_topic, parse_period
+from kstream_agg.core.names import average_topic, channel_topic, parse_period
 from kstream_agg.core.settings import (
     PostgresSettings,
     RegistrySettings,
@@ -66,14 +67,29 @@ def _seconds(value: object) -> object:
 _Seconds = Annotated[float, BeforeValidator(_seconds)]
 
 
+def _texts(value: object) -> object:
+    """A list, or of a text the parts between commas."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
 class WindowView(BaseModel):
     """Of the aggregator's `[window]`, what decides which windows must exist; all in seconds."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     period: _Seconds = 300.0
+    periods: Annotated[tuple[_Seconds, ...], NoDecode, BeforeValidator(_texts)] = ()
+    advance: _Seconds | None = None
     grace: _Seconds = 0.0
     allowed_lateness: _Seconds = 2.0
+
+    @property
+    def families(self) -> tuple[tuple[int, int], ...]:
+        """Length and advance (s) of each family of windows."""
+        periods = [round(period) for period in self.periods or (self.period,)]
+        return tuple((period, round(self.advance or period)) for period in periods)
 
 
 class AggregatorView(ServiceSettings):
@@ -82,12 +98,25 @@ class AggregatorView(ServiceSettings):
     model_config: ClassVar = ServiceSettings.model_config | {"extra": "ignore"}
 
     group_id: str = "agg-producer"
+    group_by: Literal["instrument", "channel"] = "instrument"
     window: WindowView = WindowView()
 
     @property
     def average_topics(self) -> tuple[str, ...]:
-        """The topics of averages, in the order of the raw topics."""
-        return tuple(average_topic(topic, round(self.window.period)) for topic in self.raw_topics)
+        """The topics of averages, in the order of the raw topics and of the windows."""
+        return tuple(name for topic in self.raw_topics for name in self.average_topics_of(topic))
+
+    def average_topics_of(self, raw_topic: str) -> tuple[str, ...]:
+        """The topics of one raw topic's averages, in the order of `window.families`."""
+        return tuple(
+            average_topic(raw_topic, period, advance) for period, advance in self.window.families
+        )
+
+    def group_of(self, raw_topic: str) -> str | None:
+        """What all trades of a raw topic are counted as; None: each as its instrument's."""
+        if self.group_by == "instrument":
+            return None
+        return next(item for item in self.channels if channel_topic(item) == raw_topic)
 
 
 def load_aggregator_view() -> AggregatorView:

@@ -31,7 +31,6 @@ from kstream_agg.verify.report import Check, Report
 from kstream_agg.verify.tables import TableComparison
 from kstream_agg.verify.waiting import (
     Group,
-    aggregator_position,
     readable_by,
     wait_for_group,
     wait_for_records,
@@ -121,59 +120,89 @@ def verify(
         if wait_for_window:
             wait_for_records(reader, aggregator.average_topics, "closed window", patience)
         checks: list[Check] = []
-        topics = zip(aggregator.raw_topics, aggregator.average_topics, strict=True)
-        for raw_topic, average_topic in topics:
-            checks += _verify_topic(tools, raw_topic, average_topic)
+        for raw_topic in aggregator.raw_topics:
+            checks += _verify_topic(tools, raw_topic)
     return Report(tuple(checks))
 
 
-def _verify_topic(tools: _Tools, raw_topic: str, average_topic: str) -> list[Check]:
-    ends = _fix_ends(tools, raw_topic, average_topic)
-    averages_check = Check(WINDOW_ROWS_CHECK, average_topic)
-    averages = _read_averages(tools, ends.averages)
-    rows = _table(tools, average_table(average_topic), averages_check)
+def _verify_topic(tools: _Tools, raw_topic: str) -> list[Check]:
+    average_topics = tools.aggregator.average_topics_of(raw_topic)
+    ends = _fix_ends(tools, raw_topic, average_topics)
+    late = _read_late(tools, ends.late, raw_topic)
     trades_check = Check(TRADES_CHECK, raw_topic)
     trades = _table(tools, raw_table(raw_topic), trades_check)
-    recomputation = Recomputation(
-        averages,
-        _period_ms(tools),
-        ends.positions,
-        _read_late(tools, ends.late, raw_topic),
-    )
+    families = [
+        _Family.read(tools, topic, period_s, advance_s, ends, late)
+        for topic, (period_s, advance_s) in zip(
+            average_topics, tools.aggregator.window.families, strict=True
+        )
+    ]
+    group = tools.aggregator.group_of(raw_topic)
     for part, offset, trade in _read_raw(tools, raw_topic, trades_check):
         if offset < ends.raw[part].end:
             trades.add(trade)
-        recomputation.add(part, offset, trade)
+        if group is not None:
+            # Numbers mean something within an instrument only: offsets stand for them.
+            trade |= {"instrument_name": group, "trade_seq": offset}
+        for family in families:
+            family.recomputation.add(part, offset, trade)
     _finish_table(tools, trades, ends.raw, tools.trades)
     trades_check.note("repeats of a trade in the topic", trades.repeats)
-
-    windows_check = Check(WINDOWS_CHECK, average_topic)
-    _judge_windows(tools, windows_check, recomputation, ends)
-
-    for average in averages.values():
-        rows.add(average)
-    _finish_table(tools, rows, ends.averages, tools.averages)
-    return [trades_check, windows_check, averages_check]
+    return [trades_check, *(check for family in families for check in family.judge(tools, ends))]
 
 
-def _fix_ends(tools: _Tools, raw_topic: str, average_topic: str) -> _Ends:
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """The windows of one period."""
+
+    topic: str
+    spans: _Spans
+    averages: Averages
+    recomputation: Recomputation
+
+    @classmethod
+    def read(  # noqa: PLR0913, PLR0917 - private, called once
+        cls,
+        tools: _Tools,
+        topic: str,
+        period_s: int,
+        advance_s: int,
+        ends: _Ends,
+        late: dict[TopicPart, dict[int, str]],
+    ) -> _Family:
+        spans = {part: span for part, span in ends.averages.items() if part.topic == topic}
+        averages = _read_averages(tools, spans)
+        recomputation = Recomputation(
+            averages, period_s * 1000, ends.positions, late, advance_s * 1000
+        )
+        return cls(topic, spans, averages, recomputation)
+
+    def judge(self, tools: _Tools, ends: _Ends) -> tuple[Check, Check]:
+        """Compare with the recomputation and with Postgres."""
+        windows_check = Check(WINDOWS_CHECK, self.topic)
+        _judge_windows(tools, windows_check, self.recomputation, ends.raw, self.spans)
+        rows_check = Check(WINDOW_ROWS_CHECK, self.topic)
+        rows = _table(tools, average_table(self.topic), rows_check)
+        for average in self.averages.values():
+            rows.add(average)
+        _finish_table(tools, rows, self.spans, tools.averages)
+        return windows_check, rows_check
+
+
+def _fix_ends(tools: _Tools, raw_topic: str, average_topics: Sequence[str]) -> _Ends:
     reader, patience = tools.reader, tools.patience
-    aggregator = Group(tools.aggregator.group_id, aggregator_position)
+    aggregator = Group(tools.aggregator.group_id)
     # 1.
     raw = reader.spans([raw_topic])
     raw_sink = Group(tools.raw_group, must_read=readable_by(tools.trades))
     wait_for_group(reader, raw_sink, raw, patience)
     positions = wait_for_group(reader, aggregator, raw, patience)
     # 2.
-    averages = reader.spans([average_topic])
+    averages = reader.spans(average_topics)
     late = reader.spans([late_topic(raw_topic)])
     agg_sink = Group(tools.agg_group, must_read=readable_by(tools.averages))
     wait_for_group(reader, agg_sink, averages, patience)
     return _Ends(raw, positions, averages, late)
-
-
-def _period_ms(tools: _Tools) -> int:
-    return round(tools.aggregator.window.period * 1000)
 
 
 def _table(tools: _Tools, table: Table, check: Check) -> TableComparison:
@@ -220,13 +249,19 @@ def _read_late(tools: _Tools, spans: _Spans, raw_topic: str) -> dict[TopicPart, 
     return excluded
 
 
-def _judge_windows(tools: _Tools, check: Check, recomputation: Recomputation, ends: _Ends) -> None:
+def _judge_windows(
+    tools: _Tools,
+    check: Check,
+    recomputation: Recomputation,
+    raw: _Spans,
+    averages: _Spans,
+) -> None:
     window = tools.aggregator.window
     closed = set(
         recomputation.closed(round(window.allowed_lateness * 1000), round(window.grace * 1000))
     )
-    cut = {part for part, span in ends.raw.items() if span.begin > 0}
-    averages_cut = any(span.begin > 0 for span in ends.averages.values())
+    cut = {part for part, span in raw.items() if span.begin > 0}
+    averages_cut = any(span.begin > 0 for span in averages.values())
     for key, wrong in recomputation.verdicts(closed):
         if wrong is not None and _is_out_of_sight(
             recomputation, key, cut, averages_cut=averages_cut

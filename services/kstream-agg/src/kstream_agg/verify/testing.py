@@ -152,12 +152,11 @@ class SinkBench:
         keyed = ((f"{a['instrument_name']}|{a['window_start']}", a) for a in averages)
         self.write(topic, ((key, self.encode(topic, a)) for key, a in keyed))
 
-    def commit_aggregator(self, topic: str, metadata: str | None = None) -> None:
+    def commit_aggregator(self, topic: str) -> None:
         """Commit the topic's ends for the aggregator's group.
 
         Args:
             topic: A raw topic.
-            metadata: With it, offset 0 is committed and this text beside it.
         """
         with TopicReader(self.settings.kafka) as reader:
             spans = reader.spans([topic])
@@ -165,10 +164,7 @@ class SinkBench:
         consumer = Consumer(config)
         try:
             offsets = [
-                TopicPartition(part.topic, part.partition, span.end)
-                if metadata is None
-                else TopicPartition(part.topic, part.partition, 0, metadata % {"end": span.end})
-                for part, span in spans.items()
+                TopicPartition(part.topic, part.partition, span.end) for part, span in spans.items()
             ]
             consumer.commit(offsets=offsets, asynchronous=False)
         finally:

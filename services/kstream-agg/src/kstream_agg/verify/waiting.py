@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Group",
-    "aggregator_position",
     "committed_offset",
     "readable_by",
     "wait_for_group",
@@ -30,21 +28,8 @@ _LOOK_INTO: Final = 10_000
 
 
 def committed_offset(position: Position) -> int:
-    """The next offset of an ordinary consumer."""
+    """The next offset."""
     return position.offset
-
-
-def aggregator_position(position: Position) -> int:
-    """The next offset of the aggregator.
-
-    It commits the start of its oldest open window, where it reads again from after a restart,
-    and beside it, as `p` in a JSON text, how far it has read.
-    """
-    try:
-        read = json.loads(position.metadata or "null")["p"]
-    except (ValueError, TypeError, KeyError):
-        return position.offset
-    return read if isinstance(read, int) else position.offset
 
 
 def readable_by(decoder: RecordDecoder) -> Callable[[Record], bool]:

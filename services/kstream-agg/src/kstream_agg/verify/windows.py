@@ -12,7 +12,9 @@ exactly what the window's first n counted trades make. That settles what may sti
 
 Not counted: what the aggregator has put into `-late`, by partition and offset, and repeats of
 (instrument_name, trade_seq) within a window. The same trade_seq in another window is another
-trade: a recording played twice has both. `current` is folded from the record's own `seed`.
+trade: a recording played twice has both. Late trades that are not in `-late` are counted like
+others. `current` is folded from the record's own `seed`; a record with a `tau` is of the
+time-decayed form, and its seed weighs `seed_weight`.
 """
 
 from __future__ import annotations
@@ -56,6 +58,10 @@ class _Window:
     seed: float
     alpha: float
     current: float
+    decay: tuple[float, float] | None = None
+    """Of the time-decayed form: tau (ms) and the seed's weight."""
+    decayed: tuple[float, float] = (0.0, 0.0)
+    """Sums of weight times price, and of weights."""
     prices: list[float] = field(default_factory=list)
     amounts: list[float] = field(default_factory=list)
     seqs: SeqSet = field(default_factory=SeqSet)
@@ -65,8 +71,12 @@ class _Window:
     settled: int = 0
     """How many of them stand before the aggregator's position."""
 
-    def add(self, seq: int, price: float, amount: float) -> None:
+    def add(self, seq: int, price: float, amount: float, after_ms: int) -> None:
+        """Add a trade; `after_ms` is how long after the window's begin it happened."""
         self.count += 1
+        if self.decay is not None:
+            weight = math.exp(after_ms / self.decay[0])
+            self.decayed = (self.decayed[0] + weight * price, self.decayed[1] + weight)
         self.prices.append(price)
         self.amounts.append(amount)
         self.current = self.alpha * price + (1 - self.alpha) * self.current
@@ -89,8 +99,14 @@ class _Window:
             "sma": math.fsum(self.prices) / self.count,
             "vwap": paid / volume if volume else None,
             "volume": volume,
-            "current": self.current,
+            "current": self._average(),
         }
+
+    def _average(self) -> float:
+        if self.decay is None:
+            return self.current
+        weight = self.decay[1]
+        return (self.seed * weight + self.decayed[0]) / (weight + self.decayed[1])
 
     def forget_prices(self) -> None:
         """The record covers no later trade: only the count is needed from here on."""
@@ -106,6 +122,7 @@ class Recomputation:
         period_ms: Length of the windows.
         positions: The aggregator's position in each partition: the next offset it will read.
         excluded: Offsets of the records in `-late`, with the reason, by partition.
+        advance_ms: From one window's begin to the next; None for windows that do not overlap.
     """
 
     def __init__(
@@ -114,9 +131,11 @@ class Recomputation:
         period_ms: int,
         positions: Mapping[TopicPart, int],
         excluded: Mapping[TopicPart, Mapping[int, str]],
+        advance_ms: int | None = None,
     ) -> None:
         self._averages = averages
         self._period_ms = period_ms
+        self._advance_ms = advance_ms or period_ms
         self._positions = positions
         self._excluded = excluded
         self._windows: dict[WindowKey, _Window] = {}
@@ -138,15 +157,30 @@ class Recomputation:
         if reason is not None:
             self.excluded_count += 1
             return
-        start = _EPOCH + at_ms // self._period_ms * self._period_ms * _MS
-        key = (trade["instrument_name"], start)
+        newest = at_ms // self._advance_ms * self._advance_ms
+        start_ms = newest
+        while at_ms < start_ms + self._period_ms:
+            is_repeat = self._count(part, trade, start_ms, at_ms - start_ms, settled=settled)
+            self.repeats += is_repeat and start_ms == newest
+            start_ms -= self._advance_ms
+
+    def _count(
+        self,
+        part: TopicPart,
+        trade: Mapping[str, Any],
+        start_ms: int,
+        after_ms: int,
+        *,
+        settled: bool,
+    ) -> bool:
+        """Count a trade in one window; True when it is a repeat there."""
+        key = (trade["instrument_name"], _EPOCH + start_ms * _MS)
         window = self._windows.get(key)
         if window is None:
             window = self._windows[key] = self._open(part, key, trade["price"])
         if not window.seqs.add(trade["trade_seq"]):
-            self.repeats += 1
-            return
-        window.add(trade["trade_seq"], trade["price"], trade["amount"])
+            return True
+        window.add(trade["trade_seq"], trade["price"], trade["amount"], after_ms)
         window.settled += settled
         record = self._averages.get(key)
         covered = record["trade_count"] if record is not None else 0
@@ -156,12 +190,15 @@ class Recomputation:
                 self._wrong[key] = wrong
         if window.count >= covered:
             window.forget_prices()
+        return False
 
     def _open(self, part: TopicPart, key: WindowKey, price: float) -> _Window:
         record = self._averages.get(key)
         if record is None:
             return _Window(part, price, 0.0, price)
-        return _Window(part, record["seed"], record["alpha"], record["seed"])
+        tau, weight = record.get("tau"), record.get("seed_weight")
+        decay = (tau * 1000, weight or 0.0) if tau is not None else None
+        return _Window(part, record["seed"], record["alpha"], record["seed"], decay)
 
     def oldest_ms(self, part: TopicPart) -> int | None:
         """Event time (ms) of the first trade seen in a partition."""

@@ -1,0 +1,224 @@
+"""Transactions of a consumer group's member: results and input offsets become visible together.
+
+Two fences keep a member out that the group has given up:
+
+- **by generation** (KIP-447): the offsets go into the transaction with the member's generation;
+  the group's coordinator refuses those of a member it no longer knows.
+- **by id**: `fence` takes a former member's transactional id over. Its open transaction is aborted
+  at once, not when it times out, and whatever it still sends is refused.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from kstream_agg.core.errors import CommitUncertainError, DeliveryError, FencedError, KStreamError
+from kstream_agg.kafka.failures import kafka_failure
+from kstream_agg.kafka.transactions import TransactionWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from confluent_kafka import Consumer, TopicPartition
+
+    from kstream_agg.core.metrics import Metrics
+    from kstream_agg.core.settings import KafkaSettings
+    from kstream_agg.kafka.writer import Headers
+
+__all__ = ["GroupTransactionWriter", "fence"]
+
+# A member that is killed is fenced by its successor. Only where none comes does the broker have to
+# wait so long before it aborts, and readers of the results with it.
+_TIMEOUT_MS: Final = 60_000
+_STEP_S: Final = 1.0
+_FENCE_S: Final = 15.0
+_FENCED: Final = frozenset(
+    {
+        KafkaError._FENCED,  # noqa: SLF001 - how librdkafka names its own codes
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+    }
+)
+# These come again however often a transaction is begun anew.
+_HOPELESS: Final = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - as above
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001 - as above
+    }
+)
+
+
+class GroupTransactionWriter(TransactionWriter):
+    """A transactional producer whose transactions carry the offsets of a consumer.
+
+    Args:
+        settings: How to reach the brokers; `properties` override the defaults here.
+        metrics: Counts deliveries.
+        client_id: Named in the brokers' logs and metrics.
+        transactional_id: This member's own.
+        make_producer: Makes the client of its properties.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        metrics: Metrics,
+        client_id: str,
+        transactional_id: str,
+        *,
+        make_producer: Callable[[dict[str, Any]], Producer] = Producer,
+    ) -> None:
+        super().__init__(
+            _with_timeout(settings),
+            metrics,
+            client_id,
+            transactional_id,
+            make_producer=make_producer,
+        )
+
+    def produce(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        headers: Headers | None = None,
+        partition: int = -1,
+    ) -> None:
+        """Add a record to the transaction, beginning one when there is none.
+
+        Args:
+            topic: Where to.
+            value: The encoded value; None is a tombstone.
+            key: Decides the partition; None spreads at random.
+            headers: Name and value pairs.
+            partition: -1 leaves it to the key.
+
+        Raises:
+            CommitUncertainError: The transaction cannot be committed any more.
+            FencedError: Another member has taken this one's place.
+        """
+        if not self.pending:
+            self._begin()
+        while True:
+            try:
+                if headers is None:
+                    self._produce(topic, value, key, partition)
+                else:
+                    self._produce(topic, value, key, partition, headers=headers)
+            except BufferError:
+                self._producer.poll(0.1)
+            except KafkaException as error:
+                raise self._failed(error, topic) from error
+            else:
+                break
+        self.pending += 1
+        self._topics[topic] += 1
+
+    def send_offsets(
+        self,
+        consumer: Consumer,
+        offsets: Sequence[TopicPartition],
+        keep_waiting: Callable[[], bool],
+    ) -> None:
+        """Put the group's offsets into the transaction, beginning one when there is none.
+
+        Args:
+            consumer: The member they are committed for, in its present generation.
+            offsets: The next offset of each partition.
+            keep_waiting: Asked every second; False ends the wait.
+
+        Raises:
+            CommitUncertainError: The group refuses the member's generation, or the wait was ended.
+            FencedError: Another member has taken this one's place.
+        """
+        if not self.pending:
+            self._begin()
+            self.pending = 1
+        while True:
+            try:
+                self._producer.send_offsets_to_transaction(
+                    list(offsets), consumer.consumer_group_metadata(), _STEP_S
+                )
+            except KafkaException as error:
+                if not error.args[0].retriable() or not keep_waiting():
+                    raise self._failed(error, "the offsets") from error
+            else:
+                return
+
+    def commit(self, keep_waiting: Callable[[], bool]) -> None:
+        """Commit; see `TransactionWriter.commit`.
+
+        Raises:
+            CommitUncertainError: It was aborted, or the wait was ended.
+            FencedError: Another member has taken this one's place.
+        """
+        try:
+            super().commit(keep_waiting)
+        except DeliveryError as error:
+            if error is self._failure:
+                raise
+            # The wait was ended: whether Kafka has committed is not known.
+            raise CommitUncertainError(str(error), remedy=error.remedy) from error
+
+    def abandon(self) -> None:
+        """Abort the open transaction if that goes quickly.
+
+        Raises:
+            FencedError: Another member has taken this one's place.
+        """
+        if not self.pending:
+            return
+        self.pending = 0
+        self._producer.purge()
+        try:
+            self._producer.abort_transaction(_STEP_S)
+        except KafkaException as error:
+            if error.args[0].code() in _FENCED:
+                raise self._failed(error, "the transaction") from error
+
+    def _failed(self, error: KafkaException, what: str) -> KStreamError:  # type: ignore[override]  # kinds of its own
+        cause: KafkaError = error.args[0]
+        if cause.code() in _FENCED:
+            return FencedError(
+                "another worker has taken this one's partitions over",
+                remedy="it was away for longer than the group waits (session.timeout.ms, "
+                "max.poll.interval.ms); start it again",
+            )
+        if self._failure is not None and cause.code() in _HOPELESS:
+            return self._failure
+        if cause.code() in _HOPELESS:
+            return kafka_failure(error, f"writing {what}")
+        return CommitUncertainError(f"Kafka did not take {what}: {cause.str()}")
+
+
+def fence(settings: KafkaSettings, client_id: str, transactional_id: str) -> None:
+    """Take a transactional id over: its open transaction is aborted, its holder refused.
+
+    Raises:
+        UnavailableError: The brokers do not answer in time.
+        KStreamError: They refuse.
+    """
+    config = _with_timeout(settings).client_config()
+    try:
+        producer = Producer(
+            config | {"client.id": client_id, "transactional.id": transactional_id, "log_level": 0}
+        )
+        producer.init_transactions(_FENCE_S)
+    except KafkaException as error:
+        raise kafka_failure(error, f"fencing the former worker '{transactional_id}'") from error
+
+
+def _with_timeout(settings: KafkaSettings) -> KafkaSettings:
+    timeouts = {
+        "transaction.timeout.ms": _TIMEOUT_MS,
+        "delivery.timeout.ms": _TIMEOUT_MS,
+    }
+    return settings.model_copy(update={"properties": timeouts | settings.properties})
