@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message
     from tests.contract.conftest import Bed
 
+    Guarantee = Literal["at_least_once", "exactly_once"]
     Read = Callable[[Consumer, int], list[Message]]
     Until = Callable[..., None]
 
@@ -39,11 +40,17 @@ def number(message: Message) -> int:
     return int(message.value() or b"")
 
 
+@pytest.fixture(params=["at_least_once", "exactly_once"])
+def guarantee(request: pytest.FixtureRequest) -> Guarantee:
+    return cast("Guarantee", request.param)
+
+
 class Setup:
     """A pipeline of batches with topics of its own, and members that run it."""
 
-    def __init__(self, bed: Bed, partitions: int) -> None:
+    def __init__(self, bed: Bed, guarantee: Guarantee, partitions: int) -> None:
         self.bed = bed
+        self.guarantee = guarantee
         self.source, self.out, self.dead = bed.topic(partitions), bed.topic(), bed.topic()
         self.group = bed.unique("group")
         self._observer = bed.consumer(self.group)
@@ -62,7 +69,8 @@ class Setup:
         with Member(
             self.pipeline(count),
             PipelineSettings(
-                kafka=self.bed.settings, pipeline=EngineSettings(commit_interval_s=0.1)
+                kafka=self.bed.settings,
+                pipeline=EngineSettings(commit_interval_s=0.1, guarantee=self.guarantee),
             ),
             clock=SystemClock(),
             metrics=Metrics(CollectorRegistry()),
@@ -92,9 +100,9 @@ class Setup:
 
 
 def test_records_become_results_and_bad_ones_dead_letters(
-    bed: Bed, read: Read, until: Until
+    bed: Bed, guarantee: Guarantee, read: Read, until: Until
 ) -> None:
-    setup = Setup(bed, partitions=1)
+    setup = Setup(bed, guarantee, partitions=1)
     bed.send(setup.source, *[str(item).encode() for item in range(7)], b"bad", b"7")
     with setup.member() as member:
         until(lambda: setup.committed() == {0: 9}, member.loop.step)
@@ -110,9 +118,9 @@ def test_records_become_results_and_bad_ones_dead_letters(
 
 
 def test_finishing_flushes_and_commits_and_the_next_member_goes_on(
-    bed: Bed, read: Read, until: Until
+    bed: Bed, guarantee: Guarantee, read: Read, until: Until
 ) -> None:
-    setup = Setup(bed, partitions=1)
+    setup = Setup(bed, guarantee, partitions=1)
     bed.send(setup.source, b"0", b"1")
     with setup.member() as member:
         until(lambda: member.processor.moved, member.loop.step)
@@ -124,8 +132,10 @@ def test_finishing_flushes_and_commits_and_the_next_member_goes_on(
     assert setup.results(4, read) == [0, 1, 2, 3]
 
 
-def test_a_limit_stops_the_loop_and_nothing_behind_it_is_committed(bed: Bed, until: Until) -> None:
-    setup = Setup(bed, partitions=1)
+def test_a_limit_stops_the_loop_and_nothing_behind_it_is_committed(
+    bed: Bed, guarantee: Guarantee, until: Until
+) -> None:
+    setup = Setup(bed, guarantee, partitions=1)
     bed.send(setup.source, b"0", b"bad", b"1")
     with setup.member() as member:
         until(lambda: setup.committed() == {0: 3}, member.loop.step)
@@ -136,9 +146,9 @@ def test_a_limit_stops_the_loop_and_nothing_behind_it_is_committed(bed: Bed, unt
 
 
 def test_a_second_member_takes_half_and_nothing_is_lost_or_done_twice(
-    bed: Bed, read: Read, until: Until
+    bed: Bed, guarantee: Guarantee, read: Read, until: Until
 ) -> None:
-    setup = Setup(bed, partitions=4)
+    setup = Setup(bed, guarantee, partitions=4)
 
     def send(start: int) -> None:
         for partition in range(4):

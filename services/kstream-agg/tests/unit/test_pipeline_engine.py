@@ -6,6 +6,7 @@ import io
 import threading
 import time
 from collections import Counter
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -301,6 +302,96 @@ def test_lost_partitions_are_not_committed_and_the_others_go_on() -> None:
         on.advance(1)
         assert sorted(flat(on)) == [0, 1, 2, 3]
         assert on.committed(SOURCE) == {0: 2, 1: 2}
+
+
+# --- exactly once ----------------------------------------------------------------------------
+
+
+def exactly_once(reducer: Callable[[], Reducer[int, list[int]]], **settings: Any) -> PipelineBench:  # noqa: ANN401 - as `bench`
+    make = batching(reducer, DeadLetterTopic())
+    return bench(make, guarantee="exactly_once", batch_records=7, **settings)
+
+
+def test_results_and_offsets_become_visible_together() -> None:
+    with exactly_once(lambda: Batch(3)) as on:
+        send(on, *range(5))
+        on.run()
+        assert outputs(on) == []
+        on.advance(1)
+        assert outputs(on) == ["0,1,2"]
+        assert on.committed(SOURCE) == {0: 3}
+
+
+def test_after_a_crash_nothing_is_there_twice() -> None:
+    with exactly_once(lambda: Batch(3)) as on:
+        send(on, *range(5))
+        on.advance(1)
+        send(on, 5, 6, 7)
+        on.send(SOURCE, b"bad")
+        send(on, 8)
+        on.run()
+        on.workers[0].kill()
+        on.add_worker()
+        on.run()
+        on.stop()
+        assert flat(on) == list(range(9))
+        assert [record.value for record in on.records(f"{SOURCE}-dlq")] == [b"bad"]
+
+
+def test_a_member_that_the_group_has_given_up_writes_nothing() -> None:
+    with exactly_once(lambda: Batch(1), partitions=2) as on:
+        send(on, 0, 1)
+        on.run()
+        [zombie] = on.workers
+        assert zombie.consumer.member is not None
+        on.broker.expel("group", zombie.consumer.member)
+        on.add_worker()
+        on.clock.advance(1)
+        on.run()
+        on.advance(1)
+        assert sorted(flat(on)) == [0, 1]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_happens_each_record_counts_once(seed: int) -> None:
+    random = Random(seed)  # noqa: S311 - plays a game
+    sent = 0
+    on_shutdown = random.choice(list(Shutdown))
+    with exactly_once(
+        lambda: Batch(4, seconds=3, on_shutdown=on_shutdown),
+        partitions=3,
+        map_threads=random.choice([1, 2]),
+    ) as on:
+        for _ in range(60):
+            match random.choice(
+                ["send", "send", "send", "run", "time", "add", "stop", "kill", "expel"]
+            ):
+                case "send":
+                    for _ in range(random.randrange(12)):
+                        if random.random() < 0.1:
+                            on.send(SOURCE, f"bad{sent}".encode(), partition=random.randrange(3))
+                        else:
+                            send(on, sent, partition=random.randrange(3))
+                        sent += 1
+                case "run":
+                    on.run()
+                case "time":
+                    on.advance(random.random() * 3)
+                case "add" if len(on.workers) < 3:
+                    on.add_worker()
+                case "stop" if len(on.workers) > 1:
+                    random.choice(on.workers).stop()
+                case "kill" if len(on.workers) > 1:
+                    random.choice(on.workers).kill()
+                case "expel":
+                    member = random.choice(on.workers).consumer.member
+                    assert member is not None
+                    on.broker.expel("group", member)
+        for _ in range(4):
+            on.advance(3)
+        on.stop()
+        dead = [int((r.value or b"")[3:]) for r in on.records(f"{SOURCE}-dlq")]
+        assert Counter(flat(on) + dead) == Counter(range(sent))
 
 
 # --- failures --------------------------------------------------------------------------------

@@ -38,14 +38,22 @@ _REST_WITHIN_S: Final = 30.0
 _MOST_ROUNDS: Final = 10_000
 
 
-def memory_clients(broker: MemoryBroker) -> Clients:
-    """Clients of an in-memory broker."""
+def memory_clients(broker: MemoryBroker, producers: list[MemoryProducer] | None = None) -> Clients:
+    """Clients of an in-memory broker.
+
+    Args:
+        broker: Theirs.
+        producers: Gets the producers that are made.
+    """
 
     def consumer(config: dict[str, Any], **_options: object) -> Consumer:
         return cast("Consumer", MemoryConsumer(broker, config))
 
     def producer(config: dict[str, Any]) -> Producer:
-        return cast("Producer", MemoryProducer(broker, config))
+        made = MemoryProducer(broker, config)
+        if producers is not None:
+            producers.append(made)
+        return cast("Producer", made)
 
     return Clients(consumer, producer)
 
@@ -55,11 +63,18 @@ class BenchWorker:
 
     Args:
         member: The pipeline, wired.
+        producers: Its producers.
         leave: Takes it off the bench.
     """
 
-    def __init__(self, member: Member, leave: Callable[[BenchWorker], None]) -> None:
+    def __init__(
+        self,
+        member: Member,
+        producers: list[MemoryProducer],
+        leave: Callable[[BenchWorker], None],
+    ) -> None:
         self.member = member
+        self._producers = producers
         self._leave = leave
         member.loop.begin()
 
@@ -76,8 +91,17 @@ class BenchWorker:
             self._end(self.member.loop.close)
 
     def kill(self) -> None:
-        """What SIGKILL does: nothing is flushed or committed."""
-        self._end(self.consumer.vanish)
+        """What SIGKILL does: nothing is flushed or committed.
+
+        The group notices at once, and an open transaction is aborted at once; a real broker
+        waits for the session's and the transaction's time-out.
+        """
+        self._end(self._vanish)
+
+    def _vanish(self) -> None:
+        self.consumer.vanish()
+        for producer in self._producers:
+            producer.vanish()
 
     def _end(self, last: Callable[[], None]) -> None:
         self._leave(self)
@@ -158,15 +182,16 @@ class PipelineBench:
 
     def add_worker(self) -> BenchWorker:
         """Add a member to the group; it takes part from the next `run` on."""
+        producers: list[MemoryProducer] = []
         member = Member(
             self._make_pipeline(),
             self._settings,
             clock=self.clock,
             metrics=Metrics(CollectorRegistry()),
-            clients=memory_clients(self.broker),
+            clients=memory_clients(self.broker, producers),
             patience_s=0.0,
         )
-        worker = BenchWorker(member, self.workers.remove)
+        worker = BenchWorker(member, producers, self.workers.remove)
         self.workers.append(worker)
         return worker
 

@@ -94,6 +94,11 @@ class MemoryProducer:
         self.poll(timeout)
         return 0
 
+    def vanish(self) -> None:
+        """What a killed process does: nothing. What it has open is aborted, here at once."""
+        if self._id is not None and not self._broker.is_fenced(self._id, self._epoch):
+            self._broker.take_over(self._id)
+
     def purge(self, **_options: bool) -> None:
         """Nothing is queued."""
 
