@@ -15,6 +15,7 @@ from kstream_agg.aggregate.settings import AggProducerSettings
 from kstream_agg.core.settings import ENV_PREFIX, ServiceSettings, load_settings
 from kstream_agg.deribit.settings import RawProducerSettings
 from kstream_agg.deribit.simulator_service import SimulatorSettings
+from kstream_agg.pipeline.settings import PipelineSettings
 from kstream_agg.sinks.settings import ToolSettings
 from kstream_agg.stack.settings import StackSettings
 
@@ -28,6 +29,7 @@ CLASSES: tuple[type[ServiceSettings], ...] = (
     ServiceSettings,
     RawProducerSettings,
     AggProducerSettings,
+    PipelineSettings,
     SimulatorSettings,
     StackSettings,
     ToolSettings,
