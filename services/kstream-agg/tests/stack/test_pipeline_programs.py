@@ -237,7 +237,7 @@ def test_workers_share_a_group_and_one_that_dies_is_replaced(
         port = int(program.events("started")[0]["http_port"])
         program.until(lambda: get(port, "/readyz")[0] == 200)
         topics.send(*range(100))
-        program.until(lambda: topics.is_taken())
+        program.until(topics.is_taken)
 
         def consumed() -> dict[str, float]:
             text = get(port, "/metrics")[1]
@@ -251,7 +251,7 @@ def test_workers_share_a_group_and_one_that_dies_is_replaced(
         victim.kill()
         program.until(lambda: get(port, "/healthz")[0] == 503)
         topics.send(*range(100, 200))
-        program.until(lambda: topics.is_taken())
+        program.until(topics.is_taken)
         program.until(lambda: get(port, "/readyz")[0] == 200)
         workers = program.workers()
         assert victim.pid not in {process.pid for process in workers}
@@ -271,6 +271,22 @@ def test_a_limit_in_one_worker_stops_all(stack: StackEndpoints, topics: Topics) 
         assert program.wait() == 3
     assert "all are stopped" in "".join(program.err)
     assert len(program.events("worker started")) == 2
+
+
+def test_a_step_that_hangs_is_unhealthy_and_does_not_hold_up_the_end(
+    stack: StackEndpoints, topics: Topics
+) -> None:
+    topics.send(0)
+    settings = {"pipeline__stuck_after_s": "1", "pipeline__stop_within_s": "0.5"}
+    program = Program(stack, PROGRAMS / "hang.py", topics.source, topics.group, **settings)
+    with program:
+        program.until(lambda: program.events("started"))
+        port = int(program.events("started")[0]["http_port"])
+        program.until(lambda: "step 'reduce 1 hang' has been in work" in get(port, "/healthz")[1])
+        assert get(port, "/healthz")[0] == 503
+        assert program.stop() == 0
+        assert program.events("steps are still at work, they are left behind")
+    assert topics.committed() == 0
 
 
 def test_workers_end_when_their_supervisor_is_killed(stack: StackEndpoints, topics: Topics) -> None:

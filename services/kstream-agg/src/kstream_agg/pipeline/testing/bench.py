@@ -159,13 +159,14 @@ class PipelineBench:
         """Write a record to a topic that exists."""
         MemoryProducer(self.broker, {}).produce(topic, value, key, partition, headers=list(headers))
 
-    def run(self) -> None:
+    def run(self, most_rounds: int = _MOST_ROUNDS) -> None:
         """Let everybody work until nothing moves before time passes.
 
         Raises:
             KStreamError: What a worker ends with; it is off the bench then.
+            AssertionError: Something still moves after so many rounds, or a step hangs.
         """
-        for _ in range(_MOST_ROUNDS):
+        for _ in range(most_rounds):
             before = self._moved()
             for worker in list(self.workers):
                 self._step(worker)
