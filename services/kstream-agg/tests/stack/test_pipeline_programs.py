@@ -273,17 +273,27 @@ def test_a_limit_in_one_worker_stops_all(stack: StackEndpoints, topics: Topics) 
     assert len(program.events("worker started")) == 2
 
 
-def test_a_step_that_hangs_is_unhealthy_and_does_not_hold_up_the_end(
+def test_a_step_that_hangs_is_unhealthy_costs_no_membership_and_does_not_hold_up_the_end(
     stack: StackEndpoints, topics: Topics
 ) -> None:
-    topics.send(0)
-    settings = {"pipeline__stuck_after_s": "1", "pipeline__stop_within_s": "0.5"}
+    topics.send(*range(100))
+    settings = {
+        # In work for longer than a member may go without polling: it must not lose its place.
+        "pipeline__stuck_after_s": "8",
+        "kafka__properties": '{"session.timeout.ms": 6000, "max.poll.interval.ms": 6000}',
+        "pipeline__batch_records": "1",
+        "pipeline__waiting_records": "2",
+        "pipeline__stop_within_s": "0.5",
+        "log__level": "debug",
+    }
     program = Program(stack, PROGRAMS / "hang.py", topics.source, topics.group, **settings)
     with program:
         program.until(lambda: program.events("started"))
         port = int(program.events("started")[0]["http_port"])
         program.until(lambda: "step 'reduce 1 hang' has been in work" in get(port, "/healthz")[1])
         assert get(port, "/healthz")[0] == 503
+        assert program.events("reading is paused")
+        assert not program.events("partitions lost")
         assert program.stop() == 0
         assert program.events("steps are still at work, they are left behind")
     assert topics.committed() == 0
