@@ -2,7 +2,7 @@
 
 `python pipeline_consume.py BOOTSTRAP TOPIC TOTAL MAP THREADS` prints seconds and CPU-seconds from
 behind the first batch to the last record. MAP is `touch` (the value's size), `json` (Python that
-keeps the interpreter's lock) or `zlib` (C that lets it go).
+keeps the interpreter's lock), `zlib` (C that lets it go) or `wait` (a look-up of a millisecond).
 """
 
 from __future__ import annotations
@@ -41,7 +41,13 @@ def deflate(message: Message) -> int:
     return len(zlib.compress((message.value() or b"") * 80))
 
 
-_MAPS = {"touch": touch, "json": parse_json, "zlib": deflate}
+def look_up(message: Message) -> int:
+    """Wait a millisecond, as for an answer over the network."""
+    time.sleep(0.001)
+    return touch(message)
+
+
+_MAPS = {"touch": touch, "json": parse_json, "zlib": deflate, "wait": look_up}
 
 
 def main(bootstrap: str, topic: str, total: str, how: str, threads: str) -> None:
@@ -54,14 +60,18 @@ def main(bootstrap: str, topic: str, total: str, how: str, threads: str) -> None
         seen += len(batch)
         size += sum(batch)
 
+    # Slow maps get small batches, so that all lanes have work.
+    batch = 10_000 if how == "touch" else 200
     member = Member(
         Pipeline(topic, group=f"bench-{uuid4().hex}")
         .map(_MAPS[how])
-        .reduce(Batch(10_000, seconds=0.1))
+        .reduce(Batch(batch, seconds=0.1))
         .reduce(Each(count)),
         PipelineSettings(
             kafka=KafkaSettings(bootstrap_servers=bootstrap),
-            pipeline=EngineSettings(map_threads=int(threads)),
+            pipeline=EngineSettings(
+                map_threads=int(threads), batch_records=batch, waiting_records=2 * batch
+            ),
         ),
         clock=SystemClock(),
         metrics=Metrics(CollectorRegistry()),

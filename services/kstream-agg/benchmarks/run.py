@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import bench_agg_producer
 import bench_demo_start
+import bench_pipeline
 import bench_raw_producer
 import bench_sink
 from kstream_agg.core.errors import KStreamError
@@ -36,6 +37,7 @@ _ON_STACK: Final[dict[str, OnStack]] = {
     "raw_producer": bench_raw_producer.measure,
     "agg_producer": bench_agg_producer.measure,
     "sink": bench_sink.measure,
+    "pipeline": bench_pipeline.measure,
 }
 _DEMO: Final = "demo_start"
 

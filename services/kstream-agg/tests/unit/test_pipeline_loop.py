@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -110,7 +111,7 @@ class RecordingProcessor:
         self.log = log
         self.positions: dict[Partition, int] = {}
         self.unavailable = 0
-        self.busy = 0
+        self.busy = Counter[int]()
         self.ticks = 0
 
     def assign(self, partition: Partition, committed: CommitPoint | None, end: int) -> int | None:
@@ -129,8 +130,8 @@ class RecordingProcessor:
         self.positions.pop(partition)
 
     def process(self, partition: Partition, messages: Sequence[Message]) -> None:
-        if self.busy:
-            self.busy -= 1
+        if self.busy[partition.number]:
+            self.busy[partition.number] -= 1
             raise BusyError("the queue is full")
         if self.unavailable:
             self.unavailable -= 1
@@ -318,11 +319,18 @@ def test_a_batch_is_kept_and_reading_paused_while_something_does_not_answer() ->
     ]
 
 
-def test_a_busy_processor_gets_its_batch_again_at_the_next_step() -> None:
+def test_a_partition_that_is_busy_gets_its_batch_again_and_the_others_go_on() -> None:
     bench = Bench()
-    bench.processor.busy = 2
-    log = bench.run(bench.assign(0), [record(0, 0)], [], [])
-    assert log[2:5] == [("pause", [0]), ("process", 0, [0]), ("resume", [0])]
+    bench.processor.busy[0] = 2
+    log = bench.run(bench.assign(0, 1), [record(0, 0), record(1, 0)], [record(1, 1)], [])
+    assert log[2:8] == [
+        ("process", 1, [0]),
+        ("pause", [0]),
+        ("process", 1, [1]),
+        ("process", 0, [0]),
+        ("resume", [0]),
+        ("drain", [0, 1]),
+    ]
     assert bench.processor.ticks == 4
 
 

@@ -24,7 +24,7 @@ from kstream_agg.core.logs import get_logger
 from kstream_agg.pipeline.chunks import Batched, Chunk, Drain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from typing import TypeAlias
 
     from kstream_agg.core.clock import Clock
@@ -253,6 +253,11 @@ class Chain:
             queue.put(batch)
             self.changed.notify_all()
             return True
+
+    def has_idle_lane(self, lanes: Collection[int]) -> bool:
+        """Whether one of these lanes has nothing to do."""
+        with self.changed:
+            return any(not self._inputs[lane].records for lane in lanes)
 
     def restart(self, batches: Sequence[tuple[int, Batched]] = ()) -> None:
         """Begin a new epoch with these batches, which find room in any case."""

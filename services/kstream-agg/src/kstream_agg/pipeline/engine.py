@@ -45,6 +45,7 @@ _log = get_logger(__name__)
 
 _CLOSE_S: Final = 1.0
 _DRAIN_STEP_S: Final = 0.05
+_LOOK_S: Final = 0.02
 
 
 class RecordOutlet(Protocol):
@@ -163,11 +164,16 @@ class PipelineProcessor:
         self._settle()
         held = self._held[partition]
         batch = Batched(self._chain.epoch, partition, messages)
-        deadline = time.monotonic() + self._limits.patience_s
+        began = time.monotonic()
+        lanes = {other.lane for other in self._held.values()} - {held.lane}
         self._seen += len(messages)
-        while not self._chain.offer(held.lane, batch, deadline - time.monotonic()):
+        while not self._chain.offer(held.lane, batch, min(self._limits.patience_s, _LOOK_S)):
             self._collect()
-            if time.monotonic() >= deadline:
+            patience_s = self._limits.patience_s
+            if self._chain.has_idle_lane(lanes):
+                # Another partition's lane could work meanwhile, if its messages were read.
+                patience_s = min(patience_s, _LOOK_S)
+            if time.monotonic() - began >= patience_s:
                 self._seen -= len(messages)
                 raise BusyError("the steps are busy")
         held.batches.append(messages)

@@ -134,6 +134,7 @@ class ConsumerLoop:
         self._readings: dict[Partition, _Reading] = {}
         self._pending: deque[tuple[Partition, list[Message]]] = deque()
         self._paused = False
+        self._busy: set[Partition] = set()
         self._failure: BaseException | None = None
         self._uncertain: CommitUncertainError | None = None
         self._uncertain_commits = 0
@@ -232,14 +233,24 @@ class ConsumerLoop:
     # --- batches ---------------------------------------------------------------------------
 
     def _work(self) -> None:
+        busy: set[Partition] = set()
+        kept: deque[tuple[Partition, list[Message]]] = deque()
         while self._pending:
             partition, messages = self._pending[0]
+            if partition in busy:
+                kept.append(self._pending.popleft())
+                continue
             began = self._clock.monotonic()
             self._progress.batch_begins()
             try:
                 self._processor.process(partition, messages)
+            except BusyError:
+                self._progress.batch_ends(done=False)
+                busy.add(partition)
+                continue
             except UnavailableError as error:
                 self._progress.batch_ends(done=False)
+                self._pending.extendleft(reversed(kept))
                 self._pause(error)
                 return
             self._pending.popleft()
@@ -249,21 +260,30 @@ class ConsumerLoop:
             offset = messages[-1].offset()
             assert offset is not None  # noqa: S101 - what was read from a topic has an offset
             self._readings[partition] = _Reading(offset + 1)
+        self._pending = kept
         if self._paused:
-            self._consumer.resume(_as_kafka(self._readings))
+            self._consumer.resume(_as_kafka(self._readings.keys() - busy))
             self._paused = False
-            _log.debug("going on")
+            _log.info("going on")
+        self._pause_busy(busy)
+
+    def _pause_busy(self, busy: set[Partition]) -> None:
+        """Read no more of these alone, and of those that were busy before again."""
+        new, gone = busy - self._busy, self._busy - busy
+        if new:
+            self._consumer.pause(_as_kafka(new))
+            _log.debug("reading is paused", partitions=sorted(new))
+        if gone:
+            self._consumer.resume(_as_kafka(gone))
+        self._busy = busy
 
     def _pause(self, error: UnavailableError) -> None:
-        busy = isinstance(error, BusyError)
-        self._next_retry = self._clock.monotonic() + (0.0 if busy else self._settings.retry_s)
+        self._next_retry = self._clock.monotonic() + self._settings.retry_s
         if not self._paused:
             self._consumer.pause(_as_kafka(self._readings))
             self._paused = True
-            if busy:
-                _log.debug("reading is paused", reason=str(error))
-            else:
-                _log.warning("waiting, reading is paused", reason=str(error))
+            self._busy = set()
+            _log.warning("waiting, reading is paused", reason=str(error))
 
     def _note_ends(self, ends: dict[Partition, int]) -> None:
         now = self._clock.monotonic()
@@ -440,6 +460,7 @@ class ConsumerLoop:
 
     def _forget(self, partitions: Sequence[Partition]) -> None:
         gone = set(partitions)
+        self._busy -= gone
         self._pending = deque(item for item in self._pending if item[0] not in gone)
         for partition in partitions:
             self._processor.revoke(partition)

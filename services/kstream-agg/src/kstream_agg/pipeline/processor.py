@@ -80,7 +80,8 @@ class BatchProcessor(Protocol):
         Raises:
             UnavailableError: Something needed does not answer. Nothing was changed: the same
                 messages will be handed in again.
-            BusyError: The same, and they can be handed in again at the next step.
+            BusyError: The same, and this partition alone is paused; they are handed in again at
+                the next step.
         """
 
     def stand_at_end(self, partition: Partition, position: int, for_s: float) -> None:
