@@ -17,8 +17,9 @@ from uuid import uuid4
 from prometheus_client import CollectorRegistry
 
 from kstream_agg.core.clock import SystemClock
+from kstream_agg.core.logs import configure_logging
 from kstream_agg.core.metrics import Metrics
-from kstream_agg.core.settings import KafkaSettings
+from kstream_agg.core.settings import KafkaSettings, LogSettings
 from kstream_agg.pipeline import Batch, Each, EngineSettings, Pipeline, PipelineSettings
 from kstream_agg.pipeline.run import Member
 
@@ -52,6 +53,7 @@ _MAPS = {"touch": touch, "json": parse_json, "zlib": deflate, "wait": look_up}
 
 def main(bootstrap: str, topic: str, total: str, how: str, threads: str) -> None:
     """Read the topic to its end."""
+    configure_logging(LogSettings(level="warning"), "bench")
     wanted, seen, size = int(total), 0, 0
     first, began, cpu_began = 0, 0.0, 0.0
 
