@@ -82,7 +82,9 @@ uninstall: ## Stop, then remove data, downloads and .venv (asks first; YES=1 doe
 .PHONY: lint
 lint: $(VENV)/.dev ## ruff, mypy (strict) and the layer contract
 	cd $(PKG) && ../../$(BIN)/ruff check . && ../../$(BIN)/ruff format --check .
-	cd $(PKG) && ../../$(BIN)/mypy
+	cd $(PKG) && ../../$(BIN)/ruff check --config pyproject.toml ../../examples
+	cd $(PKG) && ../../$(BIN)/ruff format --config pyproject.toml --check ../../examples
+	cd $(PKG) && ../../$(BIN)/mypy && ../../$(BIN)/mypy ../../examples
 	cd $(PKG) && ../../$(BIN)/lint-imports
 
 .PHONY: format

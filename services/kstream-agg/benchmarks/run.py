@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import bench_agg_producer
 import bench_demo_start
 import bench_push_proxy
+import bench_pipeline
 import bench_raw_producer
 import bench_sink
 from kstream_agg.core.errors import KStreamError
@@ -38,6 +39,7 @@ _ON_STACK: Final[dict[str, OnStack]] = {
     "agg_producer": bench_agg_producer.measure,
     "sink": bench_sink.measure,
     "push_proxy": bench_push_proxy.measure,
+    "pipeline": bench_pipeline.measure,
 }
 _DEMO: Final = "demo_start"
 

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "make run": "test_make_run_without_the_exchange_says_so_and_ctrl_c_stops_all",
     "make run CHANNELS=trades.future.BTC.100ms,trades.option.ETH.100ms": "the same",
     "make demo RECORDING=my-trades.csv.gz LOOP=0": "test_make_demo_names_a_recording_it_lacks",
+    ".venv/bin/python examples/batch_and_print.py trades-option-btc": "test_pipeline_programs.py",
     "make uninstall": "test_make_uninstall_removes_data_downloads_and_environment",
 }
 # Those that stand inside a sentence.

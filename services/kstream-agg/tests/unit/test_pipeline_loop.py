@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,7 @@ from kstream_agg.core.metrics import CONSUMER_LAG_RECORDS, RECORDS_CONSUMED, Met
 from kstream_agg.pipeline.batches import split_poll
 from kstream_agg.pipeline.committers import AtLeastOnce
 from kstream_agg.pipeline.loop import ConsumerLoop, LoopSettings
-from kstream_agg.pipeline.processor import CommitPoint, Partition
+from kstream_agg.pipeline.processor import BusyError, CommitPoint, Partition
 from kstream_agg.pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ class RecordingProcessor:
         self.log = log
         self.positions: dict[Partition, int] = {}
         self.unavailable = 0
+        self.busy = Counter[int]()
+        self.ticks = 0
 
     def assign(self, partition: Partition, committed: CommitPoint | None, end: int) -> int | None:
         assert end == END
@@ -127,6 +130,9 @@ class RecordingProcessor:
         self.positions.pop(partition)
 
     def process(self, partition: Partition, messages: Sequence[Message]) -> None:
+        if self.busy[partition.number]:
+            self.busy[partition.number] -= 1
+            raise BusyError("the queue is full")
         if self.unavailable:
             self.unavailable -= 1
             raise UnavailableError("the registry does not answer")
@@ -136,6 +142,13 @@ class RecordingProcessor:
 
     def stand_at_end(self, partition: Partition, position: int, for_s: float) -> None:
         self.log.append(("at end", partition.number, position, for_s))
+
+    def tick(self) -> None:
+        self.ticks += 1
+
+    def drain(self, partitions: Collection[Partition], within_s: float) -> None:
+        assert within_s > 0
+        self.log.append(("drain", [partition.number for partition in partitions]))
 
     def prepare_commit(
         self, partitions: Collection[Partition], *, giving_up: bool
@@ -222,6 +235,7 @@ def test_offsets_are_committed_only_behind_delivered_results() -> None:
         ("subscribe", (TOPIC,)),
         ("assigned", [(0, -2)]),
         ("process", 0, [0, 1]),
+        ("drain", [0]),
         "flush",
         ("commit", [(0, 2, "note")]),
         "close",
@@ -273,12 +287,14 @@ def test_revoked_partitions_are_committed_before_they_go_and_lost_ones_are_not()
         [],
     )
     assert log[4:] == [
+        ("drain", [0]),
         "flush",
         ("commit", [(1, 1, "note"), (0, 1, "note")]),
         ("forgotten", 0),
         ("unassigned", [0]),
         ("forgotten", 1),
         ("unassigned", [1]),
+        ("drain", []),
         "close",
     ]
 
@@ -299,8 +315,23 @@ def test_a_batch_is_kept_and_reading_paused_while_something_does_not_answer() ->
         ("process", 1, [0]),
         ("process", 0, [1]),
         ("resume", [0, 1]),
-        "flush",
+        ("drain", [0, 1]),
     ]
+
+
+def test_a_partition_that_is_busy_gets_its_batch_again_and_the_others_go_on() -> None:
+    bench = Bench()
+    bench.processor.busy[0] = 2
+    log = bench.run(bench.assign(0, 1), [record(0, 0), record(1, 0)], [record(1, 1)], [])
+    assert log[2:8] == [
+        ("process", 1, [0]),
+        ("pause", [0]),
+        ("process", 1, [1]),
+        ("process", 0, [0]),
+        ("resume", [0]),
+        ("drain", [0, 1]),
+    ]
+    assert bench.processor.ticks == 4
 
 
 def test_what_waits_for_a_partition_that_goes_is_dropped() -> None:

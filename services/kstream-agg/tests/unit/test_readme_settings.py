@@ -21,6 +21,7 @@ from kstream_agg.core.settings import (
 )
 from kstream_agg.deribit.settings import RawProducerSettings
 from kstream_agg.deribit.simulator_service import SimulatorSettings
+from kstream_agg.pipeline.settings import PipelineSettings
 from kstream_agg.sinks.settings import ToolSettings
 from kstream_agg.stack.settings import StackSettings
 
@@ -34,6 +35,7 @@ CLASSES: tuple[type[ServiceSettings], ...] = (
     ServiceSettings,
     RawProducerSettings,
     AggProducerSettings,
+    PipelineSettings,
     SimulatorSettings,
     StackSettings,
     ToolSettings,

@@ -123,6 +123,12 @@ class AggregatingProcessor:
             self._outputs[partition.topic].write_results(results, traceparent)
             spans.end()
 
+    def tick(self) -> None:
+        """Nothing depends on steps."""
+
+    def drain(self, partitions: Collection[Partition], within_s: float) -> None:
+        """Open windows stay open: whoever goes on has them from the changelog."""
+
     def prepare_commit(
         self, partitions: Collection[Partition], *, giving_up: bool
     ) -> dict[Partition, CommitPoint]:

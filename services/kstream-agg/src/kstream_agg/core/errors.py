@@ -11,6 +11,8 @@
     ├── CommitUncertainError      a transaction failed or may have: its work is done again
     ├── FencedError               another worker has taken this one's place
     ├── InvalidRecordError        one record is bad; carries what the dead-letter topic needs
+    ├── PipelineError             a pipeline is put together in a way that cannot run
+    ├── ErrorLimitError           more records failed than a pipeline allows
     ├── PrerequisiteError         this machine lacks something; carries the remedy
     └── StackError                the local stack cannot do what was asked
 
@@ -26,9 +28,11 @@ __all__ = [
     "CommitUncertainError",
     "ContractError",
     "DeliveryError",
+    "ErrorLimitError",
     "FencedError",
     "InvalidRecordError",
     "KStreamError",
+    "PipelineError",
     "PrerequisiteError",
     "SchemaIncompatibleError",
     "SettingsError",
@@ -102,6 +106,29 @@ class InvalidRecordError(KStreamError):
     def __init__(self, message: str, *, stage: str) -> None:
         super().__init__(message)
         self.stage = stage
+
+
+class PipelineError(KStreamError):
+    """A pipeline is put together in a way that cannot run; the message names the step."""
+
+    exit_code = 2
+
+
+class ErrorLimitError(KStreamError):
+    """More records failed than a pipeline allows; none behind the limit is committed.
+
+    Args:
+        message: The limit, and the failure that reached it.
+        failed: Records that failed since the start.
+        seen: Records taken since the start.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, failed: int, seen: int) -> None:
+        super().__init__(message, remedy="the records are read again after a restart")
+        self.failed = failed
+        self.seen = seen
 
 
 class PrerequisiteError(KStreamError):

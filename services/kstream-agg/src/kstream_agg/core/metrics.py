@@ -136,6 +136,14 @@ BATCH_SECONDS: Final = HistogramDef(
     "kstream_batch_seconds", "Time to process one batch, from hand-over to results produced"
 )
 
+# --- pipelines -----------------------------------------------------------------------------
+STEP_FAILURES: Final = CounterDef(
+    "kstream_step_failures", "Records handed to the error step", ("step",)
+)
+STEP_WAITING_RECORDS: Final = GaugeDef(
+    "kstream_step_waiting_records", "Records that wait in front of a step", ("step",)
+)
+
 # --- deribit-simulator ---------------------------------------------------------------------
 SIMULATOR_TRADES: Final = GaugeDef(
     "kstream_simulator_trades", "Trades that have happened on the simulated exchange"

@@ -36,6 +36,8 @@ class ServiceContext:
     telemetry: Telemetry
     stop: threading.Event
     """Set by SIGTERM and SIGINT: finish what is begun and return."""
+    http_port: int = 0
+    """Where /metrics, /healthz and /readyz are served."""
 
 
 @contextlib.contextmanager
@@ -64,7 +66,7 @@ def run_service(name: str, settings: ServiceSettings) -> Iterator[ServiceContext
     try:
         with HealthServer(settings.http, metrics, health) as server:
             _log.info("started", http_port=server.port)
-            yield ServiceContext(name, SystemClock(), metrics, health, telemetry, stop)
+            yield ServiceContext(name, SystemClock(), metrics, health, telemetry, stop, server.port)
     finally:
         telemetry.shutdown()
         for sig, handler in previous.items():

@@ -10,7 +10,7 @@ Two fences keep a member out that the group has given up:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
@@ -63,12 +63,25 @@ class GroupTransactionWriter(TransactionWriter):
         metrics: Counts deliveries.
         client_id: Named in the brokers' logs and metrics.
         transactional_id: This member's own.
+        make_producer: Makes the client of its properties.
     """
 
     def __init__(
-        self, settings: KafkaSettings, metrics: Metrics, client_id: str, transactional_id: str
+        self,
+        settings: KafkaSettings,
+        metrics: Metrics,
+        client_id: str,
+        transactional_id: str,
+        *,
+        make_producer: Callable[[dict[str, Any]], Producer] = Producer,
     ) -> None:
-        super().__init__(_with_timeout(settings), metrics, client_id, transactional_id)
+        super().__init__(
+            _with_timeout(settings),
+            metrics,
+            client_id,
+            transactional_id,
+            make_producer=make_producer,
+        )
 
     def produce(
         self,

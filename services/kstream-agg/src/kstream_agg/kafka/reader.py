@@ -10,6 +10,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 from kstream_agg.kafka.failures import kafka_failure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kstream_agg.core.errors import KStreamError
     from kstream_agg.core.settings import KafkaSettings
 
@@ -29,20 +31,26 @@ _DEFAULTS: Final[dict[str, Any]] = {
 }
 
 
-def make_consumer(settings: KafkaSettings, group_id: str, client_id: str) -> Consumer:
+def make_consumer(
+    settings: KafkaSettings,
+    group_id: str,
+    client_id: str,
+    make_client: Callable[..., Consumer] = Consumer,
+) -> Consumer:
     """A consumer of a group; nothing is connected yet.
 
     Args:
         settings: How to reach the brokers; `properties` override the defaults here.
         group_id: The group.
         client_id: Named in the brokers' logs and metrics.
+        make_client: Makes the client of its properties, and of a `logger`.
 
     Raises:
         KStreamError: librdkafka refuses a property.
     """
     config = _DEFAULTS | settings.client_config()
     try:
-        return Consumer(
+        return make_client(
             config | {"group.id": group_id, "client.id": client_id},
             logger=logging.getLogger("librdkafka"),
         )

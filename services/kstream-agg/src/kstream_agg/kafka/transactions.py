@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
@@ -64,10 +64,17 @@ class TransactionWriter:
         metrics: Counts deliveries.
         client_id: Named in the brokers' logs and metrics.
         transactional_id: The same for every start of one service.
+        make_producer: Makes the client of its properties.
     """
 
     def __init__(
-        self, settings: KafkaSettings, metrics: Metrics, client_id: str, transactional_id: str
+        self,
+        settings: KafkaSettings,
+        metrics: Metrics,
+        client_id: str,
+        transactional_id: str,
+        *,
+        make_producer: Callable[[dict[str, Any]], Producer] = Producer,
     ) -> None:
         self._id = transactional_id
         own = {
@@ -76,7 +83,7 @@ class TransactionWriter:
             "on_delivery": self._on_failed_delivery,
         }
         try:
-            self._producer = Producer(_DEFAULTS | settings.client_config() | own)
+            self._producer = make_producer(_DEFAULTS | settings.client_config() | own)
         except KafkaException as error:
             raise kafka_failure(error, "starting the Kafka producer") from error
         self._produce = self._producer.produce

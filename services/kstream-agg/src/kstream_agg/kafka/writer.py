@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaException, Producer
 
@@ -50,12 +50,19 @@ class RecordWriter:
         settings: How to reach the brokers; `properties` override the defaults here.
         metrics: Counts deliveries.
         client_id: Named in the brokers' logs and metrics.
+        make_producer: Makes the client of its properties.
     """
 
-    def __init__(self, settings: KafkaSettings, metrics: Metrics, client_id: str) -> None:
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        metrics: Metrics,
+        client_id: str,
+        make_producer: Callable[[dict[str, Any]], Producer] = Producer,
+    ) -> None:
         config = _DEFAULTS | settings.client_config() | {"client.id": client_id}
         try:
-            self._producer = Producer(config)
+            self._producer = make_producer(config)
         except KafkaException as error:
             raise kafka_failure(error, "starting the Kafka producer") from error
         self._produce = self._producer.produce

@@ -40,11 +40,11 @@ from kstream_agg.core.metrics import (
 )
 from kstream_agg.kafka.failures import kafka_failure
 from kstream_agg.pipeline.batches import split_poll
-from kstream_agg.pipeline.processor import CommitPoint, Partition
+from kstream_agg.pipeline.processor import BusyError, CommitPoint, Partition
 from kstream_agg.pipeline.readings import Readings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from confluent_kafka import Consumer, Message
 
@@ -63,7 +63,6 @@ _POLL_S: Final = 0.1
 _LAG_INTERVAL_S: Final = 1.0
 _REQUEST_TIMEOUT_S: Final = 10.0
 _COMMIT_WITHIN_S: Final = 60.0
-_STOP_WITHIN_S: Final = 10.0
 # A cause that does not go away must show: so many commits in a row, and the loop ends.
 _UNCERTAIN_LIMIT: Final = 5
 
@@ -75,6 +74,8 @@ class LoopSettings:
     Args:
         batch_records: Most records of one poll.
         commit_interval_s: Seconds between commits.
+        stop_within_s: How long finishing may take, in seconds: at the end, and when partitions
+            are given up.
         retry_s: Seconds before what did not answer is asked again.
         take_attempts: How often partitions are tried to be taken. A broker's restart is waited
             for; the group keeps a member that does not poll for 300 s.
@@ -82,6 +83,7 @@ class LoopSettings:
 
     batch_records: int = 10_000
     commit_interval_s: float = 1.0
+    stop_within_s: float = 10.0
     retry_s: float = 1.0
     take_attempts: int = 90
 
@@ -125,6 +127,7 @@ class ConsumerLoop:
         self._readings = Readings(metrics)
         self._pending: deque[tuple[Partition, list[Message]]] = deque()
         self._paused = False
+        self._busy: set[Partition] = set()
         self._failure: BaseException | None = None
         self._uncertain: CommitUncertainError | None = None
         self._uncertain_commits = 0
@@ -143,30 +146,56 @@ class ConsumerLoop:
         """
         self._stop = stop
         try:
+            self.begin()
+            while not stop.is_set():
+                self.step()
+            self.finish()
+        finally:
+            self.close()
+
+    def begin(self) -> None:
+        """Subscribe. `run` in single steps: `begin`, `step` …, `finish`, and `close` always."""
+        with self._noting_failures():
             self._consumer.subscribe(
                 self._topics,
                 on_assign=self._on_assign,
                 on_revoke=self._on_revoke,
                 on_lost=self._on_lost,
             )
-            while not stop.is_set():
-                self._or_anew(self._step)
+
+    def step(self) -> None:
+        """Poll once, and do all that is due."""
+        with self._noting_failures():
+            self._or_anew(self._step)
+
+    def finish(self) -> None:
+        """Deliver and commit what was taken."""
+        with self._noting_failures():
             self._end()
+
+    def close(self) -> None:
+        """Leave the group; after a failure nothing is committed."""
+        if self._failure is not None:
+            with contextlib.suppress(KStreamError):
+                self._committer.abandon()
+        self._consumer.close()
+
+    @contextlib.contextmanager
+    def _noting_failures(self) -> Iterator[None]:
+        try:
+            yield
         except KafkaException as error:
             self._failure = error
             raise kafka_failure(error, "reading") from error
         except BaseException as error:
             self._failure = error
             raise
-        finally:
-            if self._failure is not None:
-                with contextlib.suppress(KStreamError):
-                    self._committer.abandon()
-            self._consumer.close()
 
     def _end(self) -> None:
+        within_s = self._settings.stop_within_s
         try:
-            self._commit(_STOP_WITHIN_S, going=self._readings)
+            self._processor.drain(list(self._readings), within_s)
+            self._commit(within_s, going=self._readings)
         except CommitUncertainError as error:
             # The next run begins with what is committed.
             self._failure = error
@@ -186,6 +215,7 @@ class ConsumerLoop:
         waiting = {partition for partition, _ in self._pending}
         for standing in self._readings.note_ends(ends, waiting, self._clock.monotonic()):
             self._processor.stand_at_end(*standing)
+        self._processor.tick()
         self._committer.poll()
         now = self._clock.monotonic()
         if now >= self._next_lag:
@@ -198,14 +228,24 @@ class ConsumerLoop:
     # --- batches ---------------------------------------------------------------------------
 
     def _work(self) -> None:
+        busy: set[Partition] = set()
+        kept: deque[tuple[Partition, list[Message]]] = deque()
         while self._pending:
             partition, messages = self._pending[0]
+            if partition in busy:
+                kept.append(self._pending.popleft())
+                continue
             began = self._clock.monotonic()
             self._progress.batch_begins()
             try:
                 self._processor.process(partition, messages)
+            except BusyError:
+                self._progress.batch_ends(done=False)
+                busy.add(partition)
+                continue
             except UnavailableError as error:
                 self._progress.batch_ends(done=False)
+                self._pending.extendleft(reversed(kept))
                 self._pause(error)
                 return
             self._pending.popleft()
@@ -215,16 +255,29 @@ class ConsumerLoop:
             offset = messages[-1].offset()
             assert offset is not None  # noqa: S101 - what was read from a topic has an offset
             self._readings.move(partition, offset + 1)
+        self._pending = kept
         if self._paused:
-            self._consumer.resume(_as_kafka(self._readings))
+            self._consumer.resume(_as_kafka(set(self._readings) - busy))
             self._paused = False
             _log.info("going on")
+        self._pause_busy(busy)
+
+    def _pause_busy(self, busy: set[Partition]) -> None:
+        """Read no more of these alone, and of those that were busy before again."""
+        new, gone = busy - self._busy, self._busy - busy
+        if new:
+            self._consumer.pause(_as_kafka(new))
+            _log.debug("reading is paused", partitions=sorted(new))
+        if gone:
+            self._consumer.resume(_as_kafka(gone))
+        self._busy = busy
 
     def _pause(self, error: UnavailableError) -> None:
         self._next_retry = self._clock.monotonic() + self._settings.retry_s
         if not self._paused:
             self._consumer.pause(_as_kafka(self._readings))
             self._paused = True
+            self._busy = set()
             _log.warning("waiting, reading is paused", reason=str(error))
 
     # --- commits ---------------------------------------------------------------------------
@@ -339,8 +392,10 @@ class ConsumerLoop:
     def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
         partitions = [Partition(item.topic, item.partition) for item in revoked]
         if self._failure is None and self._uncertain is None:
+            within_s = self._settings.stop_within_s
             try:
-                self._commit(_STOP_WITHIN_S, going=partitions)
+                self._processor.drain(partitions, within_s)
+                self._commit(within_s, going=partitions)
             except CommitUncertainError as error:
                 self._doubt(error)
             except KStreamError as error:
@@ -371,6 +426,7 @@ class ConsumerLoop:
 
     def _forget(self, partitions: Sequence[Partition]) -> None:
         gone = set(partitions)
+        self._busy -= gone
         self._pending = deque(item for item in self._pending if item[0] not in gone)
         for partition in partitions:
             self._processor.revoke(partition)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from kstream_agg.core.errors import UnavailableError
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from confluent_kafka import Message
 
-__all__ = ["BatchProcessor", "CommitPoint", "Outlet", "Partition"]
+__all__ = ["BatchProcessor", "BusyError", "CommitPoint", "Outlet", "Partition"]
 
 
 class Partition(NamedTuple):
@@ -31,6 +33,10 @@ class CommitPoint:
 
     offset: int
     metadata: str = ""
+
+
+class BusyError(UnavailableError):
+    """The processor has as much work as it may hold; it takes the same messages in a moment."""
 
 
 class BatchProcessor(Protocol):
@@ -74,10 +80,22 @@ class BatchProcessor(Protocol):
         Raises:
             UnavailableError: Something needed does not answer. Nothing was changed: the same
                 messages will be handed in again.
+            BusyError: The same, and this partition alone is paused; they are handed in again at
+                the next step.
         """
 
     def stand_at_end(self, partition: Partition, position: int, for_s: float) -> None:
         """The reader has read everything before `position` and stood there for `for_s` seconds."""
+
+    def tick(self) -> None:
+        """Called in every step of the loop, read or not: time has passed."""
+
+    def drain(self, partitions: Collection[Partition], within_s: float) -> None:
+        """These partitions go, and will be committed: finish or drop what is open of them.
+
+        Returns after `within_s` seconds at the latest; what is not finished then is not covered
+        by the commit points. Lost partitions are not drained.
+        """
 
     def prepare_commit(
         self, partitions: Collection[Partition], *, giving_up: bool
