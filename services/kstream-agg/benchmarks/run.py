@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import bench_agg_producer
 import bench_demo_start
-import bench_push_proxy
 import bench_pipeline
+import bench_push_proxy
 import bench_raw_producer
 import bench_sink
 from kstream_agg.core.errors import KStreamError
