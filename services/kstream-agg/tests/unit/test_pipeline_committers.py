@@ -142,6 +142,12 @@ class Counting:
     def stand_at_end(self, *_where: object) -> None:
         raise AssertionError("no end is reached")
 
+    def tick(self) -> None:
+        """Nothing depends on steps."""
+
+    def drain(self, partitions: Collection[Partition], within_s: float) -> None:
+        """Nothing is under way."""
+
     def prepare_commit(
         self, partitions: Collection[Partition], *, giving_up: bool
     ) -> dict[Partition, CommitPoint]:
