@@ -121,16 +121,8 @@ class Handler:
             self.refuse(Failure(400, str(error)), respond, started=started)
             return
         if self._is_plain and len(decoded.records) == 1:
-            if decoded.wait:
-                waiting = _AwaitedOne(self, started, respond)
-                if self._push_one(decoded, headers, waiting):
-                    self.in_progress += 1
-                    return
-            elif self.sender.journal is None and self._push_one(
-                decoded, headers, self.sender.report
-            ):
-                self._count_answer("push/sync", 200, self._monotonic() - started)
-                respond(OK)
+            one = _One(self, decoded.wait, started, respond)
+            if self._push_one(decoded, headers, one):
                 return
         request = PushInProgress(decoded, started, respond, self._finished)
         request.as_reference = self._rules.as_reference
@@ -153,21 +145,15 @@ class Handler:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _push_one(
-        self,
-        decoded: Decoded,
-        headers: Mapping[bytes, bytes],
-        on_delivery: Callable[[KafkaError | None, Message], None],
-    ) -> bool:
+    def _push_one(self, decoded: Decoded, headers: Mapping[bytes, bytes], one: _One) -> bool:
         """The short way of what most clients send: one plain record.
 
         Returns:
-            Whether librdkafka has taken it; what is not this simple goes the long way.
+            Whether it is on its way; what is not this simple goes the long way.
         """
         (record,) = decoded.records
-        topic = self._known.get(record.topic)
         if (
-            topic is None
+            record.topic not in self._known
             or decoded.failures
             or decoded.schemas
             or record.partition is not None
@@ -177,19 +163,31 @@ class Handler:
         ):
             return False
         traceparent, _span = self._begin_trace(headers.get(b"traceparent"))
-        return self.sender.send_one(record, traceparent, on_delivery)
+        sender = self.sender
+        self.in_progress += 1
+        if one.wait:
+            taken = sender.send_one(record, traceparent, one)
+        elif sender.journal is not None:
+            sender.log_one(sender.journal, record, traceparent, one.settle)
+            return True
+        else:
+            taken = sender.send_one(record, traceparent, sender.report)
+            if taken:
+                one.settle(0, None)
+        if not taken:
+            self.in_progress -= 1
+        return taken
 
-    def finish_one(self, error: KafkaError | None, message: Message, waiting: _AwaitedOne) -> None:
-        """Answer a request of one record, as its delivery report says."""
-        self.sender.report(error, message)
+    def finish_one(self, one: _One, failure: Failure | None) -> None:
+        """Answer a request of one record."""
         self.in_progress -= 1
         made = OK
-        if error is not None:
-            failures = {0: failure_of(error, message.topic() or "")}
+        if failure is not None:
             as_reference = self._rules.as_reference
-            made = answer(1, failures, waited=True, as_reference=as_reference)
-        self._count_answer("push/async", made.status, self._monotonic() - waiting.started)
-        waiting.respond(made)
+            made = answer(1, {0: failure}, waited=one.wait, as_reference=as_reference)
+        took = self._monotonic() - one.started
+        self._count_answer(_METHODS[one.wait], made.status, took)
+        one.respond(made)
 
     def refuse(
         self,
@@ -310,12 +308,19 @@ class Handler:
 
 
 @dataclass(slots=True)
-class _AwaitedOne:
-    """A waiting request of one record; librdkafka calls it with the delivery report."""
+class _One:
+    """A request of one record; librdkafka calls it with the delivery report it waits for."""
 
     handler: Handler
+    wait: bool
     started: float
     respond: Callable[[Answer], None]
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
-        self.handler.finish_one(error, message, self)
+        self.handler.sender.report(error, message)
+        failure = None if error is None else failure_of(error, message.topic() or "")
+        self.handler.finish_one(self, failure)
+
+    def settle(self, index: int, failure: Failure | None) -> None:
+        del index
+        self.handler.finish_one(self, failure)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message
 
     from kstream_agg.core.clock import Clock
-    from kstream_agg.proxy.journal import Journal
+    from kstream_agg.proxy.journal import Entry, Journal
     from kstream_agg.proxy.outbox import Outbox
     from kstream_agg.proxy.pushing import PushInProgress
     from kstream_agg.proxy.topics import Topics
@@ -94,6 +94,30 @@ class Sender:
         self._outbox.poll_soon()
         return True
 
+    def log_one(
+        self,
+        journal: Journal,
+        record: Any,  # noqa: ANN401 - as above
+        traceparent: bytes,
+        settle: Callable[[int, Failure | None], None],
+    ) -> None:
+        """Give a record to the log and to librdkafka."""
+        headers: list[tuple[str, Any]] = [("traceparent", traceparent)]
+        timestamp = record.timestamp or self._clock.now_ms()
+        logged = LoggedRecord(record.topic, record.data, record.key, -1, timestamp, headers)
+        self._send_entry(logged, journal.entry(logged, 0, settle))
+
+    def _send_entry(self, logged: LoggedRecord, entry: Entry) -> None:
+        try:
+            self.send_logged(logged, entry)
+        except BufferError:
+            return  # the log has it, and sends it when there is room
+        except KafkaException as error:
+            entry.done = True
+            entry.answer(failure_of(error.args[0], logged.topic))
+        else:
+            entry.flying = True
+
     def _send_directly(self, request: PushInProgress, indexes: Sequence[int]) -> None:
         """Hand records to librdkafka; with a full queue the rest waits for room."""
         push = request.push
@@ -148,17 +172,8 @@ class Sender:
                 request.settle(index, _too_large(record.topic, self._max_record_bytes))
                 continue
             entry = journal.entry(logged, index, request.settle)
-            if away:
-                continue
-            try:
-                self.send_logged(logged, entry)
-            except BufferError:
-                continue  # the log has it, and sends it when there is room
-            except KafkaException as error:
-                entry.done = True
-                entry.answer(failure_of(error.args[0], record.topic))
-            else:
-                entry.flying = True
+            if not away:
+                self._send_entry(logged, entry)
         self._outbox.poll_soon()
 
     def send_logged(
