@@ -66,6 +66,7 @@ TOP_LEVEL_KEYS: Final = frozenset(
         "kafka",
         "log",
         "memory",
+        "pipeline",
         "ports",
         "postgres",
         "registry",
