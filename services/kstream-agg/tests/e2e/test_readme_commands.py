@@ -47,6 +47,8 @@ INLINE = {
     "make test-unit": "part of this suite",
     "make test": "this very suite",
     "make bench": "tests/unit/test_benchmarks.py",
+    "make test-faults": "the long suites, run by hand",
+    "make test-soak": "the long suites, run by hand",
     "kstream-agg verify": "test_every_command_exits_0_in_the_readmes_order",
     "kstream-agg --debug …": "tests/unit/test_cli_main.py",
 }
