@@ -131,18 +131,24 @@ class TransactionWriter:
         while True:
             try:
                 self._produce(topic, value, key, headers=headers)
+                break
             except BufferError:
-                self._producer.poll(0.1)
+                self._wait_for_room()
             except KafkaException as error:
                 raise self._failed(error, topic) from error
-            else:
-                break
         self.pending += 1
         self._topics[topic] += 1
 
     def poll(self) -> None:
-        """Serve librdkafka's callbacks without waiting."""
-        self._producer.poll(0)
+        """Serve librdkafka's callbacks without waiting.
+
+        Raises:
+            DeliveryError: The producer is of no more use: fenced, for one.
+        """
+        try:
+            self._producer.poll(0)
+        except KafkaException as error:
+            raise self._failed(error, "the transaction") from error
 
     def commit(self, keep_waiting: Callable[[], bool]) -> None:
         """Commit the open transaction, waiting for Kafka as long as it takes.
@@ -180,11 +186,16 @@ class TransactionWriter:
         """Abort the open transaction if that goes quickly; its records are never read."""
         if not self.pending:
             return
-        self._producer.purge()
         # Where it fails, the next holder of the id aborts, or the broker after the time-out.
         with contextlib.suppress(KafkaException):
             self._producer.abort_transaction(_STEP_S)
         self.pending = 0
+
+    def _wait_for_room(self) -> None:
+        try:
+            self._producer.poll(0.1)
+        except KafkaException as error:
+            raise self._failed(error, "the transaction") from error
 
     def _begin(self) -> None:
         try:
