@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass
+from itertools import count, islice
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
@@ -432,27 +433,32 @@ def _reason(record: Record) -> str | None:
 
 
 def unruly_trades(market: Market, count: int, seed: int) -> list[dict[str, Any]]:
+    """The first trades of `unruly_stream`."""
+    return list(islice(unruly_stream(market, seed), count))
+
+
+def unruly_stream(market: Market, seed: int) -> Iterator[dict[str, Any]]:
     """Trades of many windows: some repeated, some out of order, some late, some in the future."""
     chance = random.Random(seed)  # noqa: S311 - a test's data
     seqs: dict[str, int] = defaultdict(int)
-    trades: list[dict[str, Any]] = []
-    for number in range(count):
+    last: deque[dict[str, Any]] = deque(maxlen=200)
+    for number in count():
         instrument = f"I{chance.randrange(12)}"
         kind = chance.random()
         at = number * 120
-        if kind < 0.02 and trades:
-            trades.append(chance.choice(trades[-200:]))
-            continue
-        seqs[instrument] += 1
-        if kind < 0.2:
-            at -= chance.randrange(3_000)
-        elif kind < 0.22:
-            at -= chance.choice((70_000, 150_000))
-        trade = market.trade(instrument, seqs[instrument], at)
-        if kind > 0.99:
-            trade["received_at"] -= 61_000
-        trades.append(trade)
-    return trades
+        if kind < 0.02 and last:
+            trade = chance.choice(last)
+        else:
+            seqs[instrument] += 1
+            if kind < 0.2:
+                at -= chance.randrange(3_000)
+            elif kind < 0.22:
+                at -= chance.choice((70_000, 150_000))
+            trade = market.trade(instrument, seqs[instrument], at)
+            if kind > 0.99:
+                trade["received_at"] -= 61_000
+        last.append(trade)
+        yield trade
 
 
 def environment_of(settings: AggProducerSettings) -> dict[str, str]:
@@ -498,32 +504,28 @@ def command(
 
 
 class Feeder:
-    """Sends trades while a test does other things; a context manager that sends all at its end.
+    """Sends unruly trades until its block ends: what it waits for is Kafka, not the clock.
 
     Args:
         market: Where to.
-        trades: What.
-        per_step: Trades sent at once, every 20 ms.
+        seed: Which trades.
+        per_step: Trades that are sent, and acknowledged, before the next are made.
     """
 
-    def __init__(self, market: Market, trades: list[dict[str, Any]], per_step: int = 40) -> None:
+    def __init__(self, market: Market, seed: int, per_step: int = 20) -> None:
         self._market = market
-        self._trades = trades
+        self._trades = unruly_stream(market, seed)
         self._per_step = per_step
-        self._hurry = threading.Event()
-        self._given_up = threading.Event()
+        self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
         try:
             with self._market.writer() as writer:
-                for begin in range(0, len(self._trades), self._per_step):
-                    if self._given_up.is_set():
-                        return
-                    self._market.write(writer, self._trades[begin : begin + self._per_step])
-                    writer.poll()
-                    self._hurry.wait(0.02)
+                while not self._stop.wait(0.02):
+                    self._market.write(writer, islice(self._trades, self._per_step))
+                    writer.flush(2 * WAIT_S)
         except BaseException as error:  # noqa: BLE001 - handed to the test's thread
             self._failure = error
 
@@ -531,11 +533,13 @@ class Feeder:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        if kind is not None:
-            self._given_up.set()
-        self._hurry.set()
-        self._thread.join(2 * WAIT_S)
+    def stop(self) -> None:
+        """Send no more; all that was sent is acknowledged."""
+        self._stop.set()
+        self._thread.join(3 * WAIT_S)
         assert not self._thread.is_alive()
         if self._failure is not None:
             raise self._failure
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()

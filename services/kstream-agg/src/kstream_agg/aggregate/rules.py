@@ -84,6 +84,7 @@ class WindowRules:
         retention_ms: How long closed windows are kept for late trades, in event time.
         ewma: How the average is made.
         retained_limit: Most closed windows kept for a partition; beyond it the oldest go first.
+        group_by: What trades are counted together by.
     """
 
     families: tuple[Windows, ...]
@@ -93,13 +94,15 @@ class WindowRules:
     retention_ms: int
     ewma: EwmaRules
     retained_limit: int = 200_000
+    group_by: Literal["instrument", "channel"] = "instrument"
 
     @property
     def fingerprint(self) -> str:
         """What a kept state depends on: under other rules it means nothing."""
         names = ",".join(family.name for family in self.families)
         ewma = self.ewma
-        return f"{names};{ewma.alpha!r};{ewma.tau_ms!r};{ewma.start};{ewma.reset}"
+        average = f"{ewma.alpha!r};{ewma.tau_ms!r};{ewma.start};{ewma.reset}"
+        return f"{names};{average};{self.group_by}"
 
 
 @dataclass(frozen=True, slots=True)

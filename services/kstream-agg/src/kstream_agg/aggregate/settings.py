@@ -143,4 +143,5 @@ class AggProducerSettings(ServiceSettings):
                 reset=ewma.reset,
             ),
             retained_limit=window.retained_limit,
+            group_by=self.group_by,
         )

@@ -114,7 +114,7 @@ class GroupTransactionWriter(TransactionWriter):
                 else:
                     self._produce(topic, value, key, partition, headers=headers)
             except BufferError:
-                self._producer.poll(0.1)
+                self._wait_for_room()
             except KafkaException as error:
                 raise self._failed(error, topic) from error
             else:
@@ -177,7 +177,6 @@ class GroupTransactionWriter(TransactionWriter):
         if not self.pending:
             return
         self.pending = 0
-        self._producer.purge()
         try:
             self._producer.abort_transaction(_STEP_S)
         except KafkaException as error:
