@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import json
 import os
+import signal
 import sys
 import time
 from datetime import datetime
@@ -52,6 +53,8 @@ def consume(topic: str, start: str, count: int | None) -> None:
             f"there is no topic '{topic}'",
             remedy="did you mean " + ", ".join(near) + "?" if near else "there are no topics yet",
         )
+    # In the background of a script it would be ignored, and nothing else ends this command.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with (
             SchemaRegistry(settings.registry) as registry,
