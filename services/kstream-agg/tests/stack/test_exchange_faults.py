@@ -73,6 +73,7 @@ def test_drops_repeats_reordering_and_disconnects_leave_every_trade_once(
     assert market.count(f"{market.topic}-gaps") == 0
 
 
+@pytest.mark.faults
 def test_killed_at_random_moments_it_leaves_no_hole_and_no_double(
     stack: StackEndpoints, market: Market
 ) -> None:
