@@ -105,6 +105,8 @@ class AggProducerSettings(ServiceSettings):
     group_id: str = Field(default="agg-producer", min_length=1)
     guarantee: Literal["exactly_once", "at_least_once"] = "exactly_once"
     group_by: Literal["instrument", "channel"] = "instrument"
+    workers: int = Field(default=1, ge=1, le=64)
+    """Processes in the consumer group; the partitions are spread over them."""
     window: WindowSettings = WindowSettings()
     ewma: EwmaSettings = EwmaSettings()
     consume: ConsumeSettings = ConsumeSettings()

@@ -77,6 +77,7 @@ TOP_LEVEL_KEYS: Final = frozenset(
         "topic",
         "transactional_id",
         "window",
+        "workers",
     ]
 )
 """First parts of all services' variables: what is none of them is a mistyped one."""
