@@ -35,6 +35,7 @@ def agg_producer() -> None:
     from kstream_agg.aggregate.settings import AggProducerSettings
     from kstream_agg.core.service import run_service
     from kstream_agg.core.settings import load_settings
+    from kstream_agg.pipeline.memory import collect_less_often
     from kstream_agg.pipeline.workers import announce_worker, is_worker, run_workers
 
     settings = load_settings(AggProducerSettings, "agg-producer")
@@ -43,4 +44,5 @@ def agg_producer() -> None:
         return
     with run_service("agg-producer", settings) as context:
         announce_worker(context)
+        collect_less_often()
         run_agg_producer(settings, context)
