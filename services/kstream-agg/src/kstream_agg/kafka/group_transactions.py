@@ -10,6 +10,7 @@ Two fences keep a member out that the group has given up:
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -33,6 +34,9 @@ __all__ = ["GroupTransactionWriter", "fence"]
 # wait so long before it aborts, and readers of the results with it.
 _TIMEOUT_MS: Final = 60_000
 _STEP_S: Final = 1.0
+# librdkafka's call does not keep its own timeout: a group coordinator that it remembers and that
+# has gone keeps it waiting for good (librdkafka issues 5456 and 5511).
+_HUNG_S: Final = 10.0
 _FENCE_S: Final = 15.0
 _FENCED: Final = frozenset(
     {
@@ -64,9 +68,10 @@ class GroupTransactionWriter(TransactionWriter):
         client_id: Named in the brokers' logs and metrics.
         transactional_id: This member's own.
         make_producer: Makes the client of its properties.
+        hung_s: A call of the client that takes longer, in seconds, is not waited for.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - two of them only tests change
         self,
         settings: KafkaSettings,
         metrics: Metrics,
@@ -74,6 +79,7 @@ class GroupTransactionWriter(TransactionWriter):
         transactional_id: str,
         *,
         make_producer: Callable[[dict[str, Any]], Producer] = Producer,
+        hung_s: float = _HUNG_S,
     ) -> None:
         super().__init__(
             _with_timeout(settings),
@@ -82,6 +88,8 @@ class GroupTransactionWriter(TransactionWriter):
             transactional_id,
             make_producer=make_producer,
         )
+        self._hung_s = hung_s
+        self._hung = False
 
     def produce(
         self,
@@ -142,11 +150,16 @@ class GroupTransactionWriter(TransactionWriter):
         if not self.pending:
             self._begin()
             self.pending = 1
+        member = consumer.consumer_group_metadata()
+
+        def send() -> None:
+            self._producer.send_offsets_to_transaction(list(offsets), member, _STEP_S)
+
         while True:
             try:
-                self._producer.send_offsets_to_transaction(
-                    list(offsets), consumer.consumer_group_metadata(), _STEP_S
-                )
+                if not _returns_within(self._hung_s, send):
+                    self._hung = True
+                    raise CommitUncertainError("Kafka's client waits for a coordinator for good")
             except KafkaException as error:
                 if not error.args[0].retriable() or not keep_waiting():
                     raise self._failed(error, "the offsets") from error
@@ -177,6 +190,8 @@ class GroupTransactionWriter(TransactionWriter):
         if not self.pending:
             return
         self.pending = 0
+        if self._hung:  # it answers nothing any more; its successor aborts
+            return
         try:
             self._producer.abort_transaction(_STEP_S)
         except KafkaException as error:
@@ -196,6 +211,28 @@ class GroupTransactionWriter(TransactionWriter):
         if cause.code() in _HOPELESS:
             return kafka_failure(error, f"writing {what}")
         return CommitUncertainError(f"Kafka did not take {what}: {cause.str()}")
+
+
+def _returns_within(seconds: float, call: Callable[[], None]) -> bool:
+    """Make a call in a thread of its own, which is left behind when it does not return in time.
+
+    Raises:
+        Exception: What the call raises.
+    """
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - handed to the caller's thread
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="send offsets", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if raised:
+        raise raised[0]
+    return not thread.is_alive()
 
 
 def fence(settings: KafkaSettings, client_id: str, transactional_id: str) -> None:
