@@ -80,6 +80,7 @@ class EwmaSettings(SettingsGroup):
     tau: Seconds = Field(default=60.0, gt=0)
     start: Literal["first", "zero"] = "first"
     reset: Literal["never", "window"] = "never"
+    limit: int = Field(default=200_000, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -143,6 +144,7 @@ class AggProducerSettings(ServiceSettings):
                 tau_ms=ewma.tau * 1000 if by_time else None,
                 start=ewma.start,
                 reset=ewma.reset,
+                limit=ewma.limit,
             ),
             retained_limit=window.retained_limit,
             group_by=self.group_by,
