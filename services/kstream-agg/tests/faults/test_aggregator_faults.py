@@ -203,7 +203,7 @@ def test_a_broker_restarted_under_load(
 def test_a_sink_that_is_slow_slows_reading_down_and_costs_nothing(
     make_market: MakeMarket, broken_stack: StackEndpoints, tmp_path: Path
 ) -> None:
-    """The broker takes 1 KB/s of what the agg-producer writes: some four results."""
+    """The broker takes 2 KB/s of what the agg-producer writes: some eight results."""
     market = make_market()
     log = tmp_path / "worker.log"
 
@@ -212,14 +212,13 @@ def test_a_sink_that_is_slow_slows_reading_down_and_costs_nothing(
             ends = sum(span.end for span in reader.spans([market.topic]).values())
         return ends - taken(market)
 
-    with quota(broken_stack, "agg-producer", 1_000), command(market.settings, log) as process:
-        with Feeder(market, seed=19):
+    with command(market.settings, log) as process:
+        with quota(broken_stack, "agg-producer", 2_000), Feeder(market, seed=19):
             wait_for(lambda: taken(market) > 0)
             wait_for(lambda: behind() > 2_000)
             stood = taken(market)
             wait_for(lambda: taken(market) > stood)
-        assert members(market) == 1
-        lift_quota(broken_stack, "agg-producer")
+            assert members(market) == 1
         market.wait_until_all_is_taken()
         end_of(market, process)
     told = log.read_text("utf-8")
@@ -230,16 +229,12 @@ def test_a_sink_that_is_slow_slows_reading_down_and_costs_nothing(
 
 @contextlib.contextmanager
 def quota(stack: StackEndpoints, client_id: str, bytes_per_s: int) -> Iterator[None]:
-    """How much a client may produce, until the block ends or `lift_quota`."""
+    """How much a client may produce."""
     _change_quota(stack, client_id, "--add-config", f"producer_byte_rate={bytes_per_s}")
     try:
         yield
     finally:
-        lift_quota(stack, client_id)
-
-
-def lift_quota(stack: StackEndpoints, client_id: str) -> None:
-    _change_quota(stack, client_id, "--delete-config", "producer_byte_rate")
+        _change_quota(stack, client_id, "--delete-config", "producer_byte_rate")
 
 
 def _change_quota(stack: StackEndpoints, client_id: str, *change: str) -> None:

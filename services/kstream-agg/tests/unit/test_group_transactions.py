@@ -25,6 +25,9 @@ class HangingProducer:
     def produce(self, *_arguments: object, **_named: object) -> None:
         self.calls.append("produce")
 
+    def flush(self, _timeout: float) -> int:
+        return 0
+
     def begin_transaction(self) -> None:
         self.calls.append("begin")
 

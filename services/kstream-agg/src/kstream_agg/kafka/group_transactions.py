@@ -11,6 +11,7 @@ Two fences keep a member out that the group has given up:
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -34,9 +35,11 @@ __all__ = ["GroupTransactionWriter", "fence"]
 # wait so long before it aborts, and readers of the results with it.
 _TIMEOUT_MS: Final = 60_000
 _STEP_S: Final = 1.0
+_LOOK_S: Final = 0.25
 # librdkafka's call does not keep its own timeout: a group coordinator that it remembers and that
-# has gone keeps it waiting for good (librdkafka issues 5456 and 5511).
-_HUNG_S: Final = 10.0
+# has gone keeps it waiting for good (librdkafka issues 5456 and 5511). Brokers that throttle a
+# member let it wait for some seconds too.
+_HUNG_S: Final = 20.0
 _FENCE_S: Final = 15.0
 _FENCED: Final = frozenset(
     {
@@ -150,14 +153,17 @@ class GroupTransactionWriter(TransactionWriter):
         if not self.pending:
             self._begin()
             self.pending = 1
+        # What waits in front of the offsets is not what keeps them from being answered.
+        while left := self._producer.flush(_STEP_S):
+            if not keep_waiting():
+                raise CommitUncertainError(f"Kafka has not taken {left} records")
         member = consumer.consumer_group_metadata()
-
-        def send() -> None:
-            self._producer.send_offsets_to_transaction(list(offsets), member, _STEP_S)
-
         while True:
+            sending = _Call(
+                lambda: self._producer.send_offsets_to_transaction(list(offsets), member, _STEP_S)
+            )
             try:
-                if not _returns_within(self._hung_s, send):
+                if not sending.returns(self._hung_s, keep_waiting):
                     self._hung = True
                     raise CommitUncertainError("Kafka's client waits for a coordinator for good")
             except KafkaException as error:
@@ -213,26 +219,34 @@ class GroupTransactionWriter(TransactionWriter):
         return CommitUncertainError(f"Kafka did not take {what}: {cause.str()}")
 
 
-def _returns_within(seconds: float, call: Callable[[], None]) -> bool:
-    """Make a call in a thread of its own, which is left behind when it does not return in time.
+class _Call:
+    """A call in a thread of its own, which is left behind when it does not return."""
 
-    Raises:
-        Exception: What the call raises.
-    """
-    raised: list[Exception] = []
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self._raised: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="send offsets", daemon=True)
+        self._thread.start()
 
-    def run() -> None:
+    def _run(self) -> None:
         try:
-            call()
+            self._call()
         except Exception as error:  # noqa: BLE001 - handed to the caller's thread
-            raised.append(error)
+            self._raised = error
 
-    thread = threading.Thread(target=run, name="send offsets", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if raised:
-        raise raised[0]
-    return not thread.is_alive()
+    def returns(self, within_s: float, keep_waiting: Callable[[], bool]) -> bool:
+        """Whether it has returned in time; once nobody keeps waiting, it has two steps left.
+
+        Raises:
+            Exception: What the call raises.
+        """
+        self._thread.join(min(within_s, 2 * _STEP_S))
+        deadline = time.monotonic() + max(0.0, within_s - 2 * _STEP_S)
+        while self._thread.is_alive() and keep_waiting() and time.monotonic() < deadline:
+            self._thread.join(_LOOK_S)
+        if self._raised is not None:
+            raise self._raised
+        return not self._thread.is_alive()
 
 
 def fence(settings: KafkaSettings, client_id: str, transactional_id: str) -> None:
