@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 import bench_agg_producer
+import bench_agg_sweep
 import bench_demo_start
 import bench_pipeline
 import bench_push_proxy
@@ -41,13 +42,16 @@ _ON_STACK: Final[dict[str, OnStack]] = {
     "push_proxy": bench_push_proxy.measure,
     "pipeline": bench_pipeline.measure,
 }
+_BY_NAME_ONLY: Final[dict[str, OnStack]] = {"agg_sweep": bench_agg_sweep.measure}
 _DEMO: Final = "demo_start"
 
 
 def main() -> None:
     """Run the benchmarks that are asked for; all of them by default."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=[*_ON_STACK, _DEMO], help="this one alone")
+    parser.add_argument(
+        "--only", choices=[*_ON_STACK, *_BY_NAME_ONLY, _DEMO], help="this one alone"
+    )
     parser.add_argument("--runs", type=int, default=3, help="repeats (default 3)")
     options = parser.parse_args()
     if options.runs < 1:
@@ -68,12 +72,13 @@ def main() -> None:
 
 
 def _run(names: list[str], folder: Path, runs: int) -> None:
-    on_stack = [name for name in names if name in _ON_STACK]
+    benches = _ON_STACK | _BY_NAME_ONLY
+    on_stack = [name for name in names if name in benches]
     if on_stack:
         say("starting a stack of Kafka, registry, Connect, Postgres and Zipkin")
         with LocalStack(folder / "stack") as stack:
             for name in on_stack:
-                _report(_ON_STACK[name](stack.endpoints, folder, runs))
+                _report(benches[name](stack.endpoints, folder, runs))
     if _DEMO in names:
         with contextlib.closing(bench_demo_start.measure(folder)) as found:
             _report(found)
