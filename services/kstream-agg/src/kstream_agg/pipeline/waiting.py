@@ -144,5 +144,5 @@ class WaitingBatches:
 
 
 def as_kafka(partitions: Iterable[Partition]) -> list[TopicPartition]:
-    """Partitions as the client names them."""
-    return [TopicPartition(partition.topic, partition.number) for partition in partitions]
+    """Partitions as the client names them, in order."""
+    return [TopicPartition(partition.topic, partition.number) for partition in sorted(partitions)]
