@@ -18,7 +18,8 @@ The assignment protocol, when partitions come and after a commit that failed or 
 5. Reading begins where the processor says.
 
 While something the processor needs does not answer, its batch is kept, the partitions are paused
-and the loop goes on polling, so that the group keeps its member.
+and the loop goes on polling, so that the group keeps its member. So it does with partitions that
+cannot be taken yet: they are assigned and paused, and taken later, or lost.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaException, TopicPartition
 
 from kstream_agg.core.errors import CommitUncertainError, KStreamError, UnavailableError
 from kstream_agg.core.logs import get_logger
@@ -72,8 +73,8 @@ class LoopSettings:
         stop_within_s: How long finishing may take, in seconds: at the end, and when partitions
             are given up.
         retry_s: Seconds before what did not answer is asked again.
-        take_attempts: How often partitions are tried to be taken. A broker's restart is waited
-            for; the group keeps a member that does not poll for 300 s.
+        take_attempts: How often in a row partitions are tried to be taken. A broker's restart is
+            waited for.
     """
 
     batch_records: int = 10_000
@@ -130,9 +131,12 @@ class ConsumerLoop:
         self._uncertain: CommitUncertainError | None = None
         self._uncertain_commits = 0
         self._stop = threading.Event()
+        self._parked: set[Partition] = set()
+        self._take_attempts = 0
         now = clock.monotonic()
         self._next_commit = now + settings.commit_interval_s
         self._next_lag = now
+        self._next_take = now
 
     def run(self, stop: threading.Event) -> None:
         """Read until `stop` is set; what was taken is then delivered and committed.
@@ -204,6 +208,8 @@ class ConsumerLoop:
             raise self._failure
         if self._uncertain is not None:
             raise self._uncertain
+        if self._parked and self._clock.monotonic() >= self._next_take:
+            self._take_parked()
         batches, ends = split_poll(polled)
         self._waiting.add(batches)
         self._waiting.work()
@@ -226,7 +232,7 @@ class ConsumerLoop:
         self, within_s: float = _COMMIT_WITHIN_S, *, going: Iterable[Partition] = ()
     ) -> None:
         """Commit everything; the partitions `going` leave this member with it."""
-        leaving = set(going)
+        leaving = set(going) & set(self._readings)
         staying = set(self._readings) - leaving
         # 1. The processor writes what belongs into the commit and names its points.
         points = dict(self._processor.prepare_commit(staying, giving_up=False))
@@ -248,7 +254,7 @@ class ConsumerLoop:
     def _begin_anew(self, error: CommitUncertainError) -> None:
         """After a commit that failed or may have: begin with what is committed."""
         self._count_uncertain(error)
-        partitions = list(self._readings)
+        partitions = [*self._readings, *self._parked]
         if partitions:
             self._consumer.incremental_unassign(as_kafka(partitions))
         self._forget(partitions)
@@ -276,25 +282,42 @@ class ConsumerLoop:
             self._failure = error
 
     def _take(self, consumer: Consumer, partitions: Sequence[Partition]) -> None:
-        """Assign partitions to this member; repeated while what that needs does not answer."""
+        """Assign partitions to this member; those that cannot be taken yet stand still."""
         starts: list[TopicPartition] | None = None
-        attempts = 0
         while starts is None:
-            attempts += 1
             try:
                 starts = self._start_all(consumer, partitions)
             except UnavailableError as error:
-                if self._stop.is_set() or attempts >= self._settings.take_attempts:
+                self._take_attempts += 1
+                if self._stop.is_set() or self._take_attempts >= self._settings.take_attempts:
                     raise
                 _log.warning("taking partitions: trying again", reason=str(error))
-                self._stop.wait(self._settings.retry_s)
+                self._park(consumer, partitions)
+                return
             except CommitUncertainError as error:
                 self._count_uncertain(error)
                 self._committer.abandon()
+        self._take_attempts = 0
         # 5. Reading begins where the processor says.
         consumer.incremental_assign(starts)
         if self._waiting.paused:
             consumer.pause(starts)
+
+    def _park(self, consumer: Consumer, partitions: Sequence[Partition]) -> None:
+        """Assign partitions and read nothing of them; the loop goes on polling."""
+        # What some have got so far is made anew.
+        known = set(self._readings)
+        self._forget([item for item in partitions if item in known])
+        consumer.incremental_assign([TopicPartition(*item, OFFSET_END) for item in partitions])
+        consumer.pause(as_kafka(partitions))
+        self._parked.update(partitions)
+        self._next_take = self._clock.monotonic() + self._settings.retry_s
+
+    def _take_parked(self) -> None:
+        partitions = sorted(self._parked)
+        self._parked.clear()
+        self._consumer.incremental_unassign(as_kafka(partitions))
+        self._take(self._consumer, partitions)
 
     def _start_all(
         self, consumer: Consumer, partitions: Sequence[Partition]
@@ -366,6 +389,7 @@ class ConsumerLoop:
 
     def _forget(self, partitions: Sequence[Partition]) -> None:
         self._waiting.forget(set(partitions))
+        self._parked.difference_update(partitions)
         for partition in partitions:
             self._processor.revoke(partition)
             self._committer.forget(partition)
