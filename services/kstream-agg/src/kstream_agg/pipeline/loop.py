@@ -306,8 +306,7 @@ class ConsumerLoop:
     def _park(self, consumer: Consumer, partitions: Sequence[Partition]) -> None:
         """Assign partitions and read nothing of them; the loop goes on polling."""
         # What some have got so far is made anew.
-        known = set(self._readings)
-        self._forget([item for item in partitions if item in known])
+        self._forget(partitions)
         consumer.incremental_assign([TopicPartition(*item, OFFSET_END) for item in partitions])
         consumer.pause(as_kafka(partitions))
         self._parked.update(partitions)
@@ -390,7 +389,8 @@ class ConsumerLoop:
     def _forget(self, partitions: Sequence[Partition]) -> None:
         self._waiting.forget(set(partitions))
         self._parked.difference_update(partitions)
-        for partition in partitions:
+        # The processor knows nothing of those that were never taken.
+        for partition in sorted(set(partitions).intersection(self._readings)):
             self._processor.revoke(partition)
             self._committer.forget(partition)
             self._readings.forget(partition)
