@@ -44,6 +44,9 @@ _ON_STACK: Final[dict[str, OnStack]] = {
 }
 _BY_NAME_ONLY: Final[dict[str, OnStack]] = {"agg_sweep": bench_agg_sweep.measure}
 _DEMO: Final = "demo_start"
+# What else would run takes its share of the machine.
+_KAFKA_ALONE: Final = frozenset({"agg_producer", "agg_sweep", "pipeline"})
+_FEW: Final = ("kafka", "schema-registry")
 
 
 def main() -> None:
@@ -75,8 +78,9 @@ def _run(names: list[str], folder: Path, runs: int) -> None:
     benches = _ON_STACK | _BY_NAME_ONLY
     on_stack = [name for name in names if name in benches]
     if on_stack:
-        say("starting a stack of Kafka, registry, Connect, Postgres and Zipkin")
-        with LocalStack(folder / "stack") as stack:
+        only = _FEW if _KAFKA_ALONE.issuperset(on_stack) else ()
+        say(f"starting a stack of {', '.join(only) or 'all components'}")
+        with LocalStack(folder / "stack", only=only) as stack:
             for name in on_stack:
                 _report(benches[name](stack.endpoints, folder, runs))
     if _DEMO in names:
