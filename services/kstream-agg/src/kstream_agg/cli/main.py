@@ -27,6 +27,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "deribit_simulator",
         "Run a simulated exchange that plays a recording.",
     ),
+    "recompute": ("recompute", "Emit old windows again from the raw topic."),
     "raw-producer": ("services", "Run the raw producer: trades from the exchange into Kafka."),
     "demo": ("run", "Play a recorded session through the whole local stack."),
     "push": ("push", "Push lines from standard input through the push proxy."),
