@@ -91,7 +91,7 @@ def recompute(
         ctx: Metrics, traces, and the event that ends it early.
         raw_topic: One of the settings' raw topics.
         wanted: Which windows.
-        on_progress: Told how many offsets of the raw topic have been read, of how many.
+        on_progress: Told how many records of the raw topic have been read, of how many at most.
 
     Returns:
         What became of them, for each output topic; None when asked to stop: what was committed
@@ -196,12 +196,11 @@ class _Run:
         decoder = RecordDecoder(self._registry.schema_by_id, AVERAGE)
         found: _Records = {}
         for index, topic in enumerate(self._topics):
-            for number, extent in self._reader.extents(topic).items():
-                for messages in self._reader.read(topic, number, extent):
-                    for message in messages:
-                        window_id = self._window_of(index, message.key())
-                        if window_id is not None:
-                            _note(found, window_id, decoder, message.value())
+            for _, messages in self._reader.read(topic, self._reader.extents(topic)):
+                for message in messages:
+                    window_id = self._window_of(index, message.key())
+                    if window_id is not None:
+                        _note(found, window_id, decoder, message.value())
         return found
 
     def _window_of(self, family: int, key: object) -> WindowId | None:
@@ -226,24 +225,27 @@ class _Run:
         """The wanted windows, made again; None when asked to stop."""
         instruments = Instruments()
         trades_of = TradeReader(self._registry.schema_by_id, instruments, self._settings.groups)
-        total = sum(extent.end - extent.begin for extent in self._extents.values())
-        made, read = [], 0
-        for number, extent in self._extents.items():
-            state = Recomputation(self._rules, self._wanted, instruments, standing)
-            for messages in self._reader.read(self._raw_topic, number, extent):
-                if self._ctx.stop.is_set():
-                    return None
-                state.apply(trades_of.read(messages)[0])
-                on_progress(read + (messages[-1].offset() or 0) + 1 - extent.begin, total)
-            read += extent.end - extent.begin
+        states = {
+            number: Recomputation(self._rules, self._wanted, instruments, standing)
+            for number in self._extents
+        }
+        read, total = 0, sum(extent.end - extent.begin for extent in self._extents.values())
+        for number, messages in self._reader.read(self._raw_topic, self._extents):
+            if self._ctx.stop.is_set():
+                return None
+            states[number].apply(trades_of.read(messages)[0])
+            read += len(messages)
             on_progress(read, total)
-            records = dict(state.records())
-            _refuse_owned(self._rules, self._raw_topic, number, horizons.get(number), records)
-            if extent.begin > 0 and state.oldest_ms is not None:
-                oldest_ms = state.oldest_ms
-                self._lacking |= {item for item in records if item.start_ms <= oldest_ms}
-            made.append(_Made(Partition(self._raw_topic, number), records))
-        return made
+        on_progress(total, total)
+        return [self._take(number, state, horizons.get(number)) for number, state in states.items()]
+
+    def _take(self, number: int, state: Recomputation, horizon: int | None) -> _Made:
+        records = dict(state.records())
+        _refuse_owned(self._rules, self._raw_topic, number, horizon, records)
+        if self._extents[number].begin > 0 and state.oldest_ms is not None:
+            oldest_ms = state.oldest_ms
+            self._lacking |= {item for item in records if item.start_ms <= oldest_ms}
+        return _Made(Partition(self._raw_topic, number), records)
 
     # --- 5. ------------------------------------------------------------------------------------
 

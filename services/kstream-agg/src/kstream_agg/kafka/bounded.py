@@ -12,7 +12,7 @@ from kstream_agg.kafka.failures import kafka_failure
 from kstream_agg.kafka.reader import is_end_of_partition, make_consumer, read_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from confluent_kafka import Message
@@ -87,41 +87,55 @@ class BoundedReader:
         )
         return [int(futures[place].result().offset) for place in places]
 
-    def read(self, topic: str, partition: int, extent: Extent) -> Iterator[list[Message]]:
-        """A partition's records in offset order.
+    def read(
+        self, topic: str, extents: Mapping[int, Extent]
+    ) -> Iterator[tuple[int, list[Message]]]:
+        """Partitions and batches of their records; those of one partition in offset order.
+
+        All are read at once: a partition that is assigned later waits for a fetch that is under
+        way, which costs about a second each.
 
         Raises:
-            UnavailableError: The broker stops giving records before the end is reached.
+            UnavailableError: The broker stops giving records before the ends are reached.
         """
-        if extent.begin >= extent.end:
+        left = {number: extent for number, extent in extents.items() if extent.begin < extent.end}
+        if not left:
             return
-        self._consumer.assign([TopicPartition(topic, partition, extent.begin)])
+        self._consumer.assign(
+            [TopicPartition(topic, number, extent.begin) for number, extent in left.items()]
+        )
         silent_polls = 0
-        at = extent.begin
         try:
-            while at < extent.end:
+            while left:
                 messages = self._consumer.consume(_BATCH, _POLL_S)
                 silent_polls = 0 if messages else silent_polls + 1
                 if silent_polls * _POLL_S >= _SILENCE_S:
                     raise UnavailableError(
                         f"Kafka gave no record of '{topic}' for {_SILENCE_S:.0f} s"
                     )
-                records = []
-                for message in messages:
-                    offset = int(message.offset() or 0)
-                    if _is_record(message):
-                        at = offset + 1
-                        if offset < extent.end:
-                            records.append(message)
-                    else:
-                        # Ends of transactions take offsets too: the last record stands before.
-                        at = max(at, offset)
-                if records:
-                    yield records
+                yield from _within(messages, left).items()
         except KafkaException as error:
             raise kafka_failure(error, f"reading topic '{topic}'") from error
         finally:
             self._consumer.unassign()
+
+
+def _within(messages: list[Message], left: dict[int, Extent]) -> dict[int, list[Message]]:
+    """The records within the extents, by partition; what is read to its end is taken off `left`."""
+    found: dict[int, list[Message]] = {}
+    for message in messages:
+        number, offset = int(message.partition() or 0), int(message.offset() or 0)
+        extent = left.get(number)
+        is_record = _is_record(message)
+        if extent is None:
+            continue
+        if is_record and offset < extent.end:
+            found.setdefault(number, []).append(message)
+        # Ends of transactions take offsets too: the last record can stand before the extent's
+        # end, and the end of the partition is then what says that it is reached.
+        if offset + is_record >= extent.end:
+            del left[number]
+    return found
 
 
 def _is_record(message: Message) -> bool:
