@@ -53,27 +53,30 @@ def test_memory_is_bounded_and_nothing_is_lost_while_the_broker_is_away(
         ) as simulator,
         _producer(own_stack, market, simulator.websocket_url, tmp_path) as producer,
     ):
+        rss: list[int] = []
 
         def delivered() -> int:
+            rss.append(producer.process.memory_info().rss)
             return producer.counter(RECORDS_DELIVERED.name, market.topic)
 
         wait_for(lambda: delivered() > 5_000, "the load")
+        before = rss[-1]
         control.suspend(own_stack.data_dir, "kafka")
-        rss = [producer.process.memory_info().rss]
         tick = threading.Event()
         for _ in range(minutes * 60):
             tick.wait(1.0)
             rss.append(producer.process.memory_info().rss)
+        away = max(rss)
         control.resume(own_stack.data_dir, "kafka")
         happened = simulator.happened()
         # Counted, not read: to read a topic of millions again and again would take the time that
         # the simulator in this process needs.
         wait_for(lambda: delivered() >= len(happened), "as many trades as happened", 600)
         wait_for(lambda: happened <= market.read().trades.keys(), "all trades", 300)
-        rss.append(producer.process.memory_info().rss)
         producer.process.terminate()
         assert producer.process.wait(60) == 0
-    print(f"RSS {rss[0] / 1e6:.0f} MB before, {max(rss) / 1e6:.0f} MB at most")  # noqa: T201 - a figure to be read
+    figures = (f"{value / 1e6:.0f}" for value in (before, away, max(rss)))
+    print("RSS in MB before, while Kafka was away, and at most:", *figures)  # noqa: T201 - figures to be read
     assert max(rss) / 1e6 <= MAX_RSS_MB
     content = market.read()
     assert content.differences(content.without_holes()) == ""

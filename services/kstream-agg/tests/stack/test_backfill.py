@@ -130,6 +130,31 @@ def test_gaps_names_what_the_topic_lacks(market: Market) -> None:
     table = invoke("gaps", "--channel", market.channel)
     assert "3 trades are missing" in table.stdout
     assert isinstance(invoke("gaps", "trades-no-such").exception, ContractError)
+    recorded = invoke("gaps", market.topic, "--recorded", "--json")
+    assert recorded.exit_code == 1
+    lines = [json.loads(line) for line in recorded.stdout.splitlines()]
+    assert [(line["first_seq"], line["last_seq"], line["filled"]) for line in lines] == [
+        (7, 8, 0),
+        (20, 20, 0),
+    ]
+
+    # The exchange gives two of the three after all.
+    given = [trade for trade in recording.trades if trade["trade_seq"] != 8]
+    begin, end = (recording.trades[place]["timestamp"] for place in (0, -1))
+    with simulator_in_thread(given) as simulator:
+        play_unheard(simulator, market)
+        fetched = CliRunner(env={"KSTREAM__EXCHANGE__URL": simulator.websocket_url}).invoke(
+            cli,
+            [
+                *("backfill", "--alone", "--channel", market.channel),
+                *("--from", iso(begin), "--to", iso(end + 1)),
+            ],
+        )
+    assert fetched.exit_code == 0, fetched.output
+    table = invoke("gaps", market.topic, "--recorded")
+    assert table.exit_code == 1
+    assert "2 came after all, 1 lack" in table.stdout
+    assert "no trade was given up" in invoke("gaps", f"{market.topic}-dlq", "--recorded").stdout
 
 
 def test_a_wrong_request_is_told_in_a_sentence(market: Market) -> None:
