@@ -105,7 +105,12 @@ def test_actions_ask_for_the_token_and_need_one_beyond_loopback(  # noqa: PLR091
     status: int,
 ) -> None:
     calls: list[dict[str, Any]] = []
-    health.add_action("/act", lambda wanted: {"calls": calls.append(wanted) or len(calls)})
+
+    def act(wanted: dict[str, Any]) -> dict[str, Any]:
+        calls.append(wanted)
+        return {"calls": len(calls)}
+
+    health.add_action("/act", act)
     settings = HttpSettings(host=host, action_token=SecretStr(token) if token else None)
     headers = {"Authorization": authorization} if authorization else {}
     with HealthServer(settings, metrics, health) as server:
