@@ -375,7 +375,7 @@ def test_trades_without_a_frame_wait_outside_while_few_may_be_kept_decoded() -> 
     assert handover.try_put(page)
     assert not handover.try_put(page)
     assert handover.try_put(_receipt(1_000))  # packed
-    assert handover.try_put(Receipt(BadFrame(b"{"), 1))
+    assert handover.try_put(Receipt(BadFrame(b"{", ValueError()), 1))
     assert handover.get(0) is page
     assert handover.try_put(page)
 
