@@ -77,7 +77,7 @@ def test_a_rescue_that_was_ended_is_finished_and_apply_leaves_it_alone(bench: Si
     name = bench.sinks[0].name
     before = bench.client.config(name)
     assert before is not None
-    bench.client.put_config(name, narrowed(before))
+    bench.client.put_config(name, narrowed(before, 1))
     bench.client.stop(name)
     topic = topic_of(bench, "begun")
     bench.write_trades(topic, [trade_record("B-PERPETUAL", seq, BASE_MS) for seq in range(1, 11)])

@@ -1,9 +1,9 @@
-"""A sink's configuration for going row by row, and the way back.
+"""A sink's configuration for small steps, at last row by row, and the way back.
 
-With these two settings the sink writes one record at a time, and the offset it has committed when
-it fails is that of the record at fault. What they were before stands beside them in the same
-configuration, under keys the connector does not know: whoever finds it can put it back, also after
-a crash, and no other program need be asked.
+When a sink that takes one record at a time fails, the offset it has committed is that of the record
+at fault. What the settings were before stands beside them in the same configuration, under keys the
+connector does not know: whoever finds it can put it back, also after a crash, and no other program
+need be asked.
 """
 
 from __future__ import annotations
@@ -15,27 +15,38 @@ if TYPE_CHECKING:
 
 __all__ = ["is_narrowed", "narrowed", "records_at_once", "widened"]
 
+_BATCH: Final = "batch.size"
 _POLL: Final = "consumer.override.max.poll.records"
+_FETCH: Final = "consumer.override.max.partition.fetch.bytes"
+_KEYS: Final = (_BATCH, _POLL, _FETCH)
 _POLL_DEFAULT: Final = 500  # Kafka's
-_NARROW: Final = {
-    "batch.size": "1",
-    # A batch is never larger than a poll, and of a poll that fails nothing is committed.
-    _POLL: "1",
-}
 _KEPT: Final = "kstream.watch."
 
 
 def is_narrowed(config: Mapping[str, str]) -> bool:
-    """Whether the sink is to go row by row."""
+    """Whether the sink is to go by small steps."""
     return any(key.startswith(_KEPT) for key in config)
 
 
-def narrowed(config: Mapping[str, str]) -> dict[str, str]:
-    """The configuration for going row by row; one that is already stays as it is."""
-    if is_narrowed(config):
-        return dict(config)
-    kept = {_KEPT + key: config.get(key, "") for key in _NARROW}
-    return {**config, **kept, **_NARROW}
+def narrowed(config: Mapping[str, str], at_once: int) -> dict[str, str]:
+    """The configuration for taking so many records at once.
+
+    Args:
+        config: The sink's own, or one that is narrowed already.
+        at_once: Records.
+    """
+    own = widened(config)
+    kept = {_KEPT + key: own.get(key, "") for key in _KEYS}
+    small = {
+        _BATCH: str(at_once),
+        # Of a poll that fails nothing is committed, however small its batches are.
+        _POLL: str(at_once),
+        # The consumer hands out what it has fetched of one partition before it turns to the next:
+        # with its usual megabyte, thousands of rows of others would come before the one at fault.
+        # A producer's batch is given whole all the same.
+        _FETCH: "1",
+    }
+    return own | kept | small
 
 
 def widened(config: Mapping[str, str]) -> dict[str, str]:
@@ -45,13 +56,13 @@ def widened(config: Mapping[str, str]) -> dict[str, str]:
     rest = {
         key: value
         for key, value in config.items()
-        if key not in _NARROW and not key.startswith(_KEPT)
+        if key not in _KEYS and not key.startswith(_KEPT)
     }
-    kept = {key: config.get(_KEPT + key, "") for key in _NARROW}
+    kept = {key: config.get(_KEPT + key, "") for key in _KEYS}
     return rest | {key: value for key, value in kept.items() if value}
 
 
 def records_at_once(config: Mapping[str, str]) -> int:
-    """How many records a failed attempt can have held, by the configuration as it was before."""
-    text = widened(config).get(_POLL, "")
+    """How many records an attempt can hold."""
+    text = config.get(_POLL, "")
     return int(text) if text.isdecimal() else _POLL_DEFAULT

@@ -1,9 +1,9 @@
 """Getting a sink past a row that its database refuses.
 
-1. Let it go row by row (`sinks.narrowing`), and stop it: no failed task of before is left to be
-   taken for a new one.
-2. Resume it, and wait until it fails again. Where it gets past what it failed on, nothing is wrong
-   any more: 6.
+1. Let the sink go by small steps (`sinks.narrowing`), and stop it: no failed task of before is left
+   to be taken for a new one.
+2. Resume it, and wait until it fails again; then the same with one row a step. Where it gets past
+   what it failed on, nothing is wrong any more: 6.
 3. Stop it. The offset it has committed for the partition at fault is that of the row at fault; for
    each other partition it is that of a row it has yet to write.
 4. Ask the database about the next row of each partition. Only what it refuses, with an SQLSTATE of
@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from kstream_agg.core.errors import ContractError, InvalidRecordError, UnavailableError
 from kstream_agg.core.logs import get_logger
@@ -47,6 +47,11 @@ __all__ = ["Outcome", "Rescue", "RescueTools", "Rows", "Verdict"]
 _log = get_logger(__name__)
 
 T = TypeVar("T")
+
+# Small enough to be written soon after the step at fault is known; large enough to be quick.
+_SMALL_STEP: Final = 100
+# The sink commits every few seconds only, and Connect makes a client to answer.
+_LOOKS_AN_OFFSET: Final = 10
 
 
 class Rows(Protocol):
@@ -139,20 +144,21 @@ class Rescue:
             if is_narrowed(config):
                 self._release(config)
             return Outcome(Verdict.LIMIT)
-        # 1.
-        if not is_narrowed(config):
-            self._step("go row by row")
-            config = narrowed(config)
+        failed = None
+        for at_once in _steps(records_at_once(widened(config))):
+            # 1.
+            self._step(f"{at_once} at once")
+            goals = self._goals(records_at_once(config))
+            config = narrowed(config, at_once)
             self._ask(partial(self._client.put_config, self._name, config))
-        self._stop()
-        # 2.
-        goals = self._goals(records_at_once(config))
-        self._step("resume")
-        self._ask(partial(self._client.resume, self._name))
-        failed = self._run_row_by_row(goals)
-        if failed is None:
-            self._release(config)
-            return Outcome(Verdict.PASSED)
+            self._stop()
+            # 2.
+            self._step("resume")
+            self._ask(partial(self._client.resume, self._name))
+            failed = self._run(goals)
+            if failed is None:
+                self._release(config)
+                return Outcome(Verdict.PASSED)
         # 3.
         self._stop()
         # 4. and 5.
@@ -163,7 +169,8 @@ class Rescue:
         # 6.
         self._release(config)
         verdict = Verdict.SET_ASIDE if at_fault else Verdict.NO_ROW
-        return Outcome(verdict, tuple(_place(row.record) for row in at_fault), failed.failure)
+        reason = failed.failure if failed else None
+        return Outcome(verdict, tuple(_place(row.record) for row in at_fault), reason)
 
     def _stop(self) -> None:
         self._step("stop")
@@ -190,22 +197,26 @@ class Rescue:
         """Offsets by which the sink is past the attempt it failed on."""
         return {part: min(span.begin + at_once, span.end) for part, span in self._stands().items()}
 
-    def _run_row_by_row(self, goals: dict[TopicPart, int]) -> ConnectorStatus | None:
+    def _run(self, goals: dict[TopicPart, int]) -> ConnectorStatus | None:
         """The status with a failed task; None when it got past the goals or runs on and on."""
         patience = self._tools.patience()
+        looks = 0
         while True:
             status = self._ask(partial(self._client.status, self._name))
             if status.failed_tasks:
                 return status
             if status.state == "FAILED":
                 raise ContractError(f"connector {self._name} does not start: {status.failure}")
-            offsets = self._ask(partial(self._client.offsets, self._name))
-            is_past = all(offsets.get(part, 0) >= goal for part, goal in goals.items())
-            if is_past or patience.is_over:
-                if patience.stop.is_set():
-                    raise UnavailableError("ended while a sink went row by row")
+            if patience.stop.is_set():
+                raise UnavailableError("ended while a sink went by small steps")
+            looks += 1
+            if patience.is_over or (looks % _LOOKS_AN_OFFSET == 0 and self._is_past(goals)):
                 return None
             patience.pause()
+
+    def _is_past(self, goals: dict[TopicPart, int]) -> bool:
+        offsets = self._ask(partial(self._client.offsets, self._name))
+        return all(offsets.get(part, 0) >= goal for part, goal in goals.items())
 
     def _at_fault(self, known: KnownLetters) -> list[RefusedRow]:
         """The partitions' next rows, as far as the database refuses them."""
@@ -278,6 +289,10 @@ class Rescue:
     def _ask(self, attempt: Callable[[], T]) -> T:
         # Connect answers 409 while its workers rebalance, and 500 while a task leaves its group.
         return self._tools.patience().until_available("Kafka Connect", attempt)
+
+
+def _steps(at_once: int) -> tuple[int, ...]:
+    return (_SMALL_STEP, 1) if at_once > _SMALL_STEP else (1,)
 
 
 def _place(record: Record) -> Place:
