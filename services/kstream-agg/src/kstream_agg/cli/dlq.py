@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import getpass
 import json
+import os
 import signal
 import socket
 import sys
 import threading
+from bisect import insort
 from collections import Counter
 from dataclasses import replace
-from datetime import UTC, datetime
-from itertools import islice
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
-from rich.table import Table
 
 from kstream_agg.cli.backfill import parse_time
+from kstream_agg.cli.letters import audits_of, letter_json, print_letters, time_text
 from kstream_agg.cli.mending import (
     describe_value,
     edited_value,
@@ -27,7 +29,7 @@ from kstream_agg.cli.mending import (
     json_value,
     record_value,
 )
-from kstream_agg.cli.tools import open_cluster, open_tools, output
+from kstream_agg.cli.tools import open_cluster, open_tools
 from kstream_agg.core.clock import SystemClock
 from kstream_agg.core.errors import ContractError, SettingsError
 from kstream_agg.core.metrics import Metrics
@@ -43,7 +45,7 @@ from kstream_agg.kafka.replays import Replay, Replayer, audit_topic, known_repla
 from kstream_agg.kafka.topic_reader import TopicReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from kstream_agg.core.settings import RegistrySettings
     from kstream_agg.kafka.cluster import TopicDescription
@@ -53,7 +55,6 @@ if TYPE_CHECKING:
 __all__ = ["dlq"]
 
 _SUFFIX: Final = dead_letter_topic("")
-_SHOWN: Final = 100  # characters of a message in the table
 
 
 @click.group()
@@ -106,14 +107,19 @@ def list_command(
     ]
     with TopicReader(settings.kafka, "dlq") as reader:
         replays = known_replays(reader)
-        letters = read_letters(reader, chosen, _which(**filters))
-        shown = list(islice(letters, limit))
-        more = sum(1 for _ in letters)
+        shown: list[DeadLetter] = []
+        more = 0
+        for letter in read_letters(reader, chosen, _which(**filters)):
+            # Never more in memory than are shown.
+            insort(shown, letter, key=attrgetter("place"))
+            if len(shown) > limit:
+                shown.pop()
+                more += 1
     if as_json:
         for letter in shown:
-            sys.stdout.write(json.dumps(_as_json(letter, _audits(replays, letter))) + "\n")
+            sys.stdout.write(json.dumps(letter_json(letter, audits_of(replays, letter))) + "\n")
     else:
-        _print(shown, replays)
+        print_letters(shown, replays)
     if more:
         click.echo(f"{more} more: raise --limit or choose fewer", err=True)
 
@@ -130,11 +136,11 @@ def show_command(place: str, *, raw: bool) -> None:
     known = open_cluster(settings, "dlq").topics()
     with TopicReader(settings.kafka, "dlq") as reader:
         letter = _only(list(read_letters(reader, _choose([place], known), LetterFilter())), place)
-        audits = _audits(known_replays(reader), letter)
+        audits = audits_of(known_replays(reader), letter)
     if raw:
         sys.stdout.buffer.write(letter.value or b"")
         return
-    shown = _as_json(letter, audits)
+    shown = letter_json(letter, audits)
     shown["headers"] = [
         [name, None if value is None else value.decode("utf-8", "replace")]
         for name, value in letter.headers
@@ -179,7 +185,7 @@ def replay_command(  # noqa: PLR0913 - each option of a command is an argument
     known = cluster.topics()
     chosen = _choose(selection, known)
     with TopicReader(settings.kafka, "dlq") as reader:
-        letters = list(read_letters(reader, chosen, _which(**filters)))
+        letters = sorted(read_letters(reader, chosen, _which(**filters)), key=attrgetter("place"))
         replays = known_replays(reader)
     if not letters:
         raise ContractError(
@@ -198,17 +204,39 @@ def replay_command(  # noqa: PLR0913 - each option of a command is an argument
     if due and not yes:
         click.confirm("Send them?", abort=True)
     cluster.create_topics([audit_topic(settings.topic)])
-    by = f"{getpass.getuser()}@{socket.gethostname()}"
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    replayer = Replayer(settings.kafka, Metrics(), SystemClock(), _who())
     sent = 0
-    replayer = Replayer(settings.kafka, Metrics(), SystemClock(), by)
-    for replay, audit, is_new in replayer.send(wanted, stop, again=force):
-        _tell(replay, audit, is_new=is_new)
-        sent += is_new
+    with _stopped_by_signals() as stop:
+        for replay, audit, is_new in replayer.send(wanted, stop, again=force):
+            _tell(replay, audit, is_new=is_new)
+            sent += is_new
     click.echo(f"{sent} sent back, {len(wanted) - len(due)} were before")
     if stop.is_set():
         sys.exit(1)
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user has a number and no name
+        user = f"uid-{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM end a replay between two transactions."""
+    stop = threading.Event()
+
+    def ask(*_: object) -> None:
+        stop.set()
+
+    previous = {sig: signal.signal(sig, ask) for sig in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for sig, handler in previous.items():
+            signal.signal(sig, handler)
 
 
 def _choose(texts: Sequence[str], known: Mapping[str, TopicDescription]) -> list[Selection]:
@@ -285,59 +313,6 @@ def _tell(replay: Replay, audit: Audit, *, is_new: bool) -> None:
         mended = " (mended)" if audit.is_mended else ""
         click.echo(f"{replay.letter.place} -> {place}{mended}")
     else:
-        click.echo(f"{replay.letter.place}: sent back {_time(audit.at_ms)} by {audit.by}: {place}")
-
-
-def _audits(replays: Mapping[tuple[Any, int], list[Audit]], letter: DeadLetter) -> list[Audit]:
-    return replays.get((letter.place, letter.timestamp), [])
-
-
-def _as_json(letter: DeadLetter, audits: Sequence[Audit]) -> dict[str, Any]:
-    origin = letter.origin
-    return {
-        "place": str(letter.place),
-        "at": _time(letter.timestamp),
-        "origin": None
-        if origin is None
-        else {"topic": origin.topic, "partition": origin.partition, "offset": origin.offset,
-              "timestamp": origin.timestamp},
-        "stage": letter.stage,
-        "error": letter.error_class,
-        "message": letter.message,
-        "key": None if letter.key is None else letter.key.decode("utf-8", "replace"),
-        "replayed_from": letter.replayed_from,
-        "replays": [
-            {"to": f"{a.to.topic}/{a.to.partition}/{a.to.offset}", "at": _time(a.at_ms),
-             "by": a.by, "mended": a.is_mended}
-            for a in audits
-        ],
-    }  # fmt: skip
-
-
-def _print(letters: Sequence[DeadLetter], replays: Mapping[tuple[Any, int], list[Audit]]) -> None:
-    if not letters:
-        output().print("no dead letters")
-        return
-    table = Table("letter", "set aside", "from", "stage", "error", "message", "sent back")
-    for letter in letters:
-        message = " ".join(letter.message.split())
-        if len(message) > _SHOWN:
-            message = message[: _SHOWN - 1] + "…"
-        audits = _audits(replays, letter)
-        back = f"{_time(audits[-1].at_ms)}" if audits else ""
-        table.add_row(
-            str(letter.place),
-            _time(letter.timestamp),
-            str(letter.origin_place or ""),
-            letter.stage,
-            letter.error_class.rsplit(".", 1)[-1],
-            message,
-            back,
+        click.echo(
+            f"{replay.letter.place}: sent back {time_text(audit.at_ms)} by {audit.by}: {place}"
         )
-    output().print(table)
-
-
-def _time(ms: int) -> str:
-    if ms < 0:
-        return ""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")

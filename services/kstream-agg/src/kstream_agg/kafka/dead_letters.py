@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kstream_agg.core.errors import SettingsError
 from kstream_agg.kafka.dlq import Origin, header_value, origin_from_headers
-from kstream_agg.kafka.topic_reader import Span, TopicPart
+from kstream_agg.kafka.topic_reader import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from kstream_agg.kafka.topic_reader import Record, TopicReader
+    from kstream_agg.kafka.topic_reader import Record, TopicPart, TopicReader
     from kstream_agg.kafka.writer import Headers
 
 __all__ = [
@@ -183,16 +183,22 @@ class Selection:
     first: int | None = None
     last: int | None = None
 
-    def spans(self, stands: Mapping[TopicPart, Span]) -> dict[TopicPart, Span]:
-        """What is chosen of what stands there."""
-        return {
-            part: Span(
-                max(span.begin, self.first if self.first is not None else span.begin),
-                min(span.end, self.last + 1 if self.last is not None else span.end),
-            )
-            for part, span in stands.items()
-            if part.topic == self.topic and self.partition in (None, part.partition)
-        }
+    def includes(self, place: Place) -> bool:
+        """Whether the record of this place is chosen."""
+        return (
+            place.topic == self.topic
+            and self.partition in (None, place.partition)
+            and (self.first is None or place.offset >= self.first)
+            and (self.last is None or place.offset <= self.last)
+        )
+
+    def span(self, part: TopicPart, stands: Span) -> Span | None:
+        """What is chosen of what stands in a partition; None when nothing is."""
+        if part.topic != self.topic or self.partition not in (None, part.partition):
+            return None
+        begin = stands.begin if self.first is None else max(stands.begin, self.first)
+        end = stands.end if self.last is None else min(stands.end, self.last + 1)
+        return Span(begin, end) if begin < end else None
 
 
 def parse_selection(text: str) -> Selection:
@@ -219,7 +225,7 @@ def parse_selection(text: str) -> Selection:
 def read_letters(
     reader: TopicReader, selections: Sequence[Selection], which: LetterFilter
 ) -> Iterator[DeadLetter]:
-    """The letters that are chosen, in order of their places; each once.
+    """The letters that are chosen, each once; those of one partition in order.
 
     Args:
         reader: Where from.
@@ -229,13 +235,13 @@ def read_letters(
     Raises:
         UnavailableError: The broker does not give them.
     """
-    seen: set[Place] = set()
-    for selection in selections:
-        stands = reader.spans([selection.topic])
-        # One partition after the other: in offset order, and never more open than needed.
-        for part, span in sorted(selection.spans(stands).items()):
-            for record in reader.read({part: span}):
-                letter = parse_letter(record)
-                if which.matches(letter) and letter.place not in seen:
-                    seen.add(letter.place)
-                    yield letter
+    cover: dict[TopicPart, Span] = {}
+    for part, stands in reader.spans({selection.topic for selection in selections}).items():
+        spans = [span for item in selections if (span := item.span(part, stands)) is not None]
+        if spans:
+            begin, end = min(span.begin for span in spans), max(span.end for span in spans)
+            cover[part] = Span(begin, end)
+    for record in reader.read(cover):
+        letter = parse_letter(record)
+        if which.matches(letter) and any(item.includes(letter.place) for item in selections):
+            yield letter

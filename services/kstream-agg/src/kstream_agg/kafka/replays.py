@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kstream_agg.core.settings import KafkaSettings, TopicSettings
     from kstream_agg.kafka.dead_letters import DeadLetter
 
-__all__ = ["AUDIT_TOPIC", "Audit", "Replay", "Replayer", "audit_topic", "known_replays"]
+__all__ = ["AUDIT_TOPIC", "Audit", "Identity", "Replay", "Replayer", "audit_topic", "known_replays"]
 
 AUDIT_TOPIC: Final = "dlq-replays"
 _TRANSACTIONAL_ID: Final = "dlq-replay"
