@@ -1,4 +1,4 @@
-"""Rows that Postgres refuses among many, the watch killed at every step, and letters brought back."""
+"""Rows that Postgres refuses, the watch killed at every step, and letters brought back."""
 
 from __future__ import annotations
 
