@@ -22,12 +22,8 @@ def letter(*headers: tuple[str, bytes | None]) -> DeadLetter:
 
 
 def of_connect(**values: str) -> DeadLetter:
-    return letter(
-        *(
-            (f"__connect.errors.{name.replace('_', '.')}", text.encode())
-            for name, text in values.items()
-        )
-    )
+    names = {name: f"__connect.errors.{name.replace('_', '.')}" for name in values}
+    return letter(*((names[name], text.encode()) for name, text in values.items()))
 
 
 @pytest.mark.parametrize(
@@ -56,12 +52,8 @@ def test_a_selection_covers_its_offsets_and_no_others() -> None:
     assert chosen.span(TopicPart("t", 1), stands) == Span(15, 21)
     assert chosen.span(TopicPart("t", 0), stands) is None
     assert chosen.span(TopicPart("t", 1), Span(21, 30)) is None
-    assert [chosen.includes(Place("t", 1, n)) for n in (9, 10, 20, 21)] == [
-        False,
-        True,
-        True,
-        False,
-    ]
+    found = [n for n in range(30) if chosen.includes(Place("t", 1, n))]
+    assert found == list(range(10, 21))
 
 
 def test_our_headers() -> None:

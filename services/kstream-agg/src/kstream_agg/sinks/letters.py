@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from kstream_agg.kafka.topic_reader import Record, TopicReader
     from kstream_agg.sinks.probe import Refusal
 
-__all__ = ["KnownLetters", "LetterBox", "RefusedRow"]
+__all__ = ["STAGE", "KnownLetters", "LetterBox", "RefusedRow"]
 
 STAGE: Final = "write"
+"""`error.stage` of a row that the database refused."""
 _HOUR_MS: Final = 3_600_000
 
 
