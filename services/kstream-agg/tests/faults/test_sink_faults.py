@@ -20,6 +20,8 @@ from kstream_agg.kafka.cluster import KafkaCluster, topic_configuration
 from kstream_agg.kafka.dlq import Origin, error_headers
 from kstream_agg.kafka.topic_reader import TopicReader
 from kstream_agg.kafka.writer import RecordWriter
+from kstream_agg.sinks.connectors import apply
+from kstream_agg.sinks.narrowing import narrowed
 from kstream_agg.stack import control
 from kstream_agg.verify.testing import running_sinks, trade_record
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
 
-PLACES = ("many", "killed", "limit", "registry")
+PLACES = ("many", "killed", "begun", "limit", "registry")
 # The watch is killed as it begins each of them.
 STEPS = (
     "1 at once",
@@ -138,6 +140,20 @@ def killed_at(step: str, stack: StackEndpoints, folder: Path, channels: tuple[st
         process.kill()
         process.wait(30)
         process.stderr.close()
+
+
+def test_a_rescue_that_was_ended_is_finished_and_apply_leaves_it_alone(bench: SinkBench) -> None:
+    name, topic = bench.sinks[0].name, topic_of(bench, "begun")
+    config = bench.client.config(name)
+    assert config is not None
+    bench.client.put_config(name, narrowed(config, 1))
+    bench.client.stop(name)
+    bench.write_trades(topic, trades_with_bad_ones(10, ()))
+    with watching(bench, step_timeout_s=15.0):
+        apply(bench.sinks, bench.settings, bench.client, bench.patience())
+        bench.wait_written(bench.sinks[0])
+        until(bench, "its configuration", lambda: bench.client.config(name) == config)
+    assert bench.query("SELECT count(*) FROM {}", topic) == [(10,)]
 
 
 def test_no_more_rows_an_hour_than_allowed(bench: SinkBench) -> None:

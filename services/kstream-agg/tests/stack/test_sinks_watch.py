@@ -8,8 +8,6 @@ import pytest
 from sinks import BASE_MS, letters_of, tool_settings, watching
 
 from kstream_agg.core.metrics import DEAD_LETTERS
-from kstream_agg.sinks.connectors import apply
-from kstream_agg.sinks.narrowing import is_narrowed, narrowed
 from kstream_agg.verify.testing import running_sinks, trade_record
 
 if TYPE_CHECKING:
@@ -20,25 +18,18 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
-PLACES = ("refused", "begun", "limit")
-
 
 @pytest.fixture(scope="module")
 def bench(stack: StackEndpoints, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SinkBench]:
     folder = tmp_path_factory.mktemp("watch")
     name = f"w{folder.stat().st_ino}"
-    channels = tuple(f"trades.{place}-{name}.100ms" for place in PLACES)
-    settings, aggregator = tool_settings(stack, channels)
+    settings, aggregator = tool_settings(stack, (f"trades.refused-{name}.100ms",))
     with running_sinks(settings, aggregator, folder, name) as running:
         yield running
 
 
-def topic_of(bench: SinkBench, place: str) -> str:
-    return bench.aggregator.raw_topics[PLACES.index(place)]
-
-
 def test_refused_rows_are_set_aside_and_all_others_written(bench: SinkBench) -> None:
-    topic = topic_of(bench, "refused")
+    topic = bench.aggregator.raw_topics[0]
     bench.execute("ALTER TABLE {} ADD CONSTRAINT no_devil CHECK (price <> 666)", topic)
     trades = [
         trade_record(f"I{number}-PERPETUAL", seq, BASE_MS + seq)
@@ -71,26 +62,3 @@ def test_refused_rows_are_set_aside_and_all_others_written(bench: SinkBench) -> 
     assert bench.client.config(bench.sinks[0].name) == before
     assert bench.client.status(bench.sinks[0].name).is_running
     assert context.health.problems() == {}
-
-
-def test_a_rescue_that_was_ended_is_finished_and_apply_leaves_it_alone(bench: SinkBench) -> None:
-    name = bench.sinks[0].name
-    before = bench.client.config(name)
-    assert before is not None
-    bench.client.put_config(name, narrowed(before, 1))
-    bench.client.stop(name)
-    topic = topic_of(bench, "begun")
-    bench.write_trades(topic, [trade_record("B-PERPETUAL", seq, BASE_MS) for seq in range(1, 11)])
-    with watching(bench, step_timeout_s=20.0):
-        apply(bench.sinks, bench.settings, bench.client, bench.patience())
-        bench.wait_written(bench.sinks[0])
-        bench.patience().until_available("the configuration", lambda: _restored(bench, before))
-    assert bench.query("SELECT count(*) FROM {}", topic) == [(10,)]
-
-
-def _restored(bench: SinkBench, before: dict[str, str]) -> None:
-    from kstream_agg.core.errors import UnavailableError  # noqa: PLC0415
-
-    config = bench.client.config(bench.sinks[0].name)
-    if config != before:
-        raise UnavailableError(f"narrowed: {is_narrowed(config or {})}")

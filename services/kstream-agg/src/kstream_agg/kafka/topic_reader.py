@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
@@ -31,6 +32,12 @@ __all__ = ["Position", "Record", "Span", "TopicPart", "TopicReader"]
 
 _TIMEOUT_S: Final = 15.0
 _PARTITION_END: Final = KafkaError._PARTITION_EOF  # noqa: SLF001 - how librdkafka names its own codes
+# A topic that was made just now, or a partition that moves: librdkafka does not ask again.
+_NO_LEADER_YET: Final = frozenset(
+    {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+)
+_LEADER_ATTEMPTS: Final = 20
+_LEADER_PAUSE_S: Final = 0.25
 _BATCH: Final = 5000
 _POLL_S: Final = 0.1
 # A broker that gives nothing for this long while records are known to stand there is gone.
@@ -94,6 +101,9 @@ class TopicReader:
                 "isolation.level": "read_committed",
                 "auto.offset.reset": "earliest",
                 "fetch.queue.backoff.ms": 10,  # at its default it slows catching up by six times
+                # A partition's end is told when a fetch comes back empty: by default after 500 ms,
+                # which was most of the time that reading a short topic took.
+                "fetch.wait.max.ms": 20,
             }
         )
 
@@ -134,17 +144,26 @@ class TopicReader:
     def _offsets(self, parts: list[TopicPart], spec: OffsetSpec) -> dict[TopicPart, int]:
         if not parts:
             return {}
-        asked = {TopicPartition(part.topic, part.partition): spec for part in parts}
+        attempts = 0
+        while True:
+            try:
+                return self._list_offsets(parts, spec)
+            except KafkaException as error:
+                attempts += 1
+                if error.args[0].code() not in _NO_LEADER_YET or attempts == _LEADER_ATTEMPTS:
+                    raise kafka_failure(error, "reading the ends of partitions") from error
+            time.sleep(_LEADER_PAUSE_S)
+
+    def _list_offsets(self, parts: list[TopicPart], spec: OffsetSpec) -> dict[TopicPart, int]:
         futures = self._admin.list_offsets(
-            asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_TIMEOUT_S
+            {TopicPartition(part.topic, part.partition): spec for part in parts},
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=_TIMEOUT_S,
         )
-        try:
-            return {
-                TopicPart(tp.topic, tp.partition): int(future.result().offset)
-                for tp, future in futures.items()
-            }
-        except KafkaException as error:
-            raise kafka_failure(error, "reading the ends of partitions") from error
+        return {
+            TopicPart(tp.topic, tp.partition): int(future.result().offset)
+            for tp, future in futures.items()
+        }
 
     def positions(self, group: str) -> dict[TopicPart, Position]:
         """What a group has committed; empty for a group that has committed nothing.
