@@ -37,11 +37,11 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
 PLACES = ("many", "killed", "begun", "limit", "registry")
 # The watch is killed as it begins each of them.
 STEPS = (
-    "1 at once",
-    "ask the database",
-    "write dead letters",
-    "move the offset",
-    "restore its configuration",
+    "stop",
+    "ask",
+    "write_letters",
+    "move_offset",
+    "restore",
 )
 
 

@@ -149,7 +149,9 @@ SINK_RUNNING: Final = GaugeDef(
     "kstream_sink_running", "1 while the connector and all its tasks run, else 0", ("connector",)
 )
 SINK_STEPS: Final = CounterDef(
-    "kstream_sink_steps", "Steps taken to get a failed sink going again", ("connector", "step")
+    "kstream_sink_steps",
+    "Steps taken to get a failed sink going again (restart, narrow, …)",
+    ("connector", "step"),
 )
 
 # --- deribit-simulator ---------------------------------------------------------------------

@@ -147,7 +147,7 @@ class Rescue:
         failed = None
         for at_once in _steps(records_at_once(widened(config))):
             # 1.
-            self._step(f"{at_once} at once")
+            self._step("narrow", records=at_once)
             goals = self._goals(records_at_once(config))
             config = narrowed(config, at_once)
             self._ask(partial(self._client.put_config, self._name, config))
@@ -181,7 +181,7 @@ class Rescue:
         # Resumed first: stopped with its own configuration, it would look as if somebody meant it.
         self._step("resume")
         self._ask(partial(self._client.resume, self._name))
-        self._step("restore its configuration")
+        self._step("restore")
         self._ask(partial(self._client.put_config, self._name, widened(config)))
 
     def _stands(self) -> dict[TopicPart, Span]:
@@ -220,7 +220,7 @@ class Rescue:
 
     def _at_fault(self, known: KnownLetters) -> list[RefusedRow]:
         """The partitions' next rows, as far as the database refuses them."""
-        self._step("ask the database")
+        self._step("ask")
         tables = dict(zip(self._sink.topics, self._sink.tables, strict=True))
         found = []
         for part, span in sorted(self._stands().items()):
@@ -268,10 +268,10 @@ class Rescue:
                 sqlstate=row.refusal.sqlstate,
                 message=row.refusal.message,
             )
-        self._step("write dead letters")
+        self._step("write_letters")
         patience = self._tools.patience()
         self._letters.write_once(rows, self._tools.reader, patience.stop)
-        self._step("move the offset")
+        self._step("move_offset")
         past = {row.record.part: row.record.offset + 1 for row in rows}
         self._ask(partial(self._client.alter_offsets, self._name, past))
 
@@ -282,8 +282,8 @@ class Rescue:
                 raise UnavailableError(f"connector {self._name} is not {what} in time")
             patience.pause()
 
-    def _step(self, step: str) -> None:
-        _log.info("sink rescue", connector=self._name, step=step)
+    def _step(self, step: str, **about: int) -> None:
+        _log.info("sink rescue", connector=self._name, step=step, **about)
         self._tools.count(self._name, step)
 
     def _ask(self, attempt: Callable[[], T]) -> T:
