@@ -142,7 +142,7 @@ class Rescue:
         within_hour = known.refused_within_hour(self._tools.clock.now_ms())
         if within_hour >= self._tools.rows_per_hour:
             if is_narrowed(config):
-                self._release(config)
+                self._release()
             return Outcome(Verdict.LIMIT)
         failed = None
         for at_once in _steps(records_at_once(widened(config))):
@@ -157,7 +157,7 @@ class Rescue:
             self._ask(partial(self._client.resume, self._name))
             failed = self._run(goals)
             if failed is None:
-                self._release(config)
+                self._release()
                 return Outcome(Verdict.PASSED)
         # 3.
         self._stop()
@@ -167,7 +167,7 @@ class Rescue:
         if at_fault:
             self._set_aside(at_fault)
         # 6.
-        self._release(config)
+        self._release()
         verdict = Verdict.SET_ASIDE if at_fault else Verdict.NO_ROW
         reason = failed.failure if failed else None
         return Outcome(verdict, tuple(_place(row.record) for row in at_fault), reason)
@@ -177,12 +177,15 @@ class Rescue:
         self._ask(partial(self._client.stop, self._name))
         self._wait("stopped", lambda status: status.is_stopped)
 
-    def _release(self, config: dict[str, str]) -> None:
+    def _release(self) -> None:
         # Resumed first: stopped with its own configuration, it would look as if somebody meant it.
         self._step("resume")
         self._ask(partial(self._client.resume, self._name))
-        self._step("restore")
-        self._ask(partial(self._client.put_config, self._name, widened(config)))
+        # As it is by now: somebody may have applied another one meanwhile.
+        config = self._ask(partial(self._client.config, self._name))
+        if config is not None and is_narrowed(config):
+            self._step("restore")
+            self._ask(partial(self._client.put_config, self._name, widened(config)))
 
     def _stands(self) -> dict[TopicPart, Span]:
         """What the sink has yet to write, by what it has committed."""

@@ -106,20 +106,19 @@ class Watch:
             for sink in sinks
         }
         self._looked_at = context.clock.monotonic()
-        self._waits_for: str | None = None
+        self._waits = False
 
     def look(self) -> None:
         """Look at each sink once, and do what is due."""
+        reasons = []
         for sink in self._sinks:
             if self._context.stop.is_set():
                 return
             try:
                 self._look_at(sink)
             except UnavailableError as error:
-                self._wait_for(str(error))
-            else:
-                self._waits_for = None
-                self._context.health.set_ready()
+                reasons.append(str(error))
+        self._note_absence(reasons)
         self._looked_at = self._context.clock.monotonic()
 
     def trouble(self) -> str | None:
@@ -195,8 +194,12 @@ class Watch:
             "sink does not run", connector=sink.name, because=case.trouble, again_in_s=wait_s
         )
 
-    def _wait_for(self, reason: str) -> None:
-        if self._waits_for is None:
-            _log.warning("waiting", because=reason)
-        self._waits_for = reason
-        self._context.health.set_not_ready(reason)
+    def _note_absence(self, reasons: list[str]) -> None:
+        if not reasons:
+            self._waits = False
+            self._context.health.set_ready()
+            return
+        if not self._waits:
+            _log.warning("waiting", because=reasons[0])
+        self._waits = True
+        self._context.health.set_not_ready(reasons[0])
