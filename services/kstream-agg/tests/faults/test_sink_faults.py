@@ -77,7 +77,7 @@ def refuse_devils(bench: SinkBench, topic: str) -> None:
     bench.execute("ALTER TABLE {} ADD CONSTRAINT no_devil CHECK (price <> 666)", topic)
 
 
-def until(bench: SinkBench, what: str, holds: Callable[[], bool], seconds: float = 120.0) -> None:
+def until(bench: SinkBench, what: str, holds: Callable[[], bool], seconds: float = 180.0) -> None:
     def attempt() -> None:
         if not holds():
             raise UnavailableError(f"not yet: {what}")
@@ -93,7 +93,7 @@ def test_five_refused_rows_among_a_hundred_thousand(bench: SinkBench) -> None:
     config = bench.client.config(bench.sinks[0].name)
     with watching(bench, every_s=1.0) as context:
         bench.write_trades(topic, trades)
-        until(bench, "5 letters", lambda: len(letters_of(bench, topic)) >= 5, 180.0)
+        until(bench, "5 letters", lambda: len(letters_of(bench, topic)) >= 5, 300.0)
         bench.wait_written(bench.sinks[0])
     found = bench.query("SELECT count(*), count(*) FILTER (WHERE price = 666) FROM {}", topic)
     assert found == [(99_995, 0)]

@@ -135,9 +135,7 @@ class Rescue:
                 next run goes on.
             ContractError: Connect or the database refuse what was asked of them.
         """
-        config = self._ask(partial(self._client.config, self._name))
-        if config is None:
-            raise ContractError(f"Connect knows no connector {self._name}")
+        config = self._config()
         known = self._letters.known(self._tools.reader)
         within_hour = known.refused_within_hour(self._tools.clock.now_ms())
         if within_hour >= self._tools.rows_per_hour:
@@ -148,9 +146,9 @@ class Rescue:
         for at_once in _steps(records_at_once(widened(config))):
             # 1.
             self._step("narrow", records=at_once)
+            config = self._config()
             goals = self._goals(records_at_once(config))
-            config = narrowed(config, at_once)
-            self._ask(partial(self._client.put_config, self._name, config))
+            self._ask(partial(self._client.put_config, self._name, narrowed(config, at_once)))
             self._stop()
             # 2.
             self._step("resume")
@@ -182,10 +180,16 @@ class Rescue:
         self._step("resume")
         self._ask(partial(self._client.resume, self._name))
         # As it is by now: somebody may have applied another one meanwhile.
-        config = self._ask(partial(self._client.config, self._name))
-        if config is not None and is_narrowed(config):
+        config = self._config()
+        if is_narrowed(config):
             self._step("restore")
             self._ask(partial(self._client.put_config, self._name, widened(config)))
+
+    def _config(self) -> dict[str, str]:
+        found = self._ask(partial(self._client.config, self._name))
+        if found is None:
+            raise ContractError(f"Connect knows no connector {self._name}")
+        return found
 
     def _stands(self) -> dict[TopicPart, Span]:
         """What the sink has yet to write, by what it has committed."""
