@@ -21,8 +21,9 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "backfill": ("backfill", "Fetch a period of a channel from the exchange's history."),
     "gaps": ("gaps", "List the trades that a raw topic lacks."),
     "agg-producer": ("services", "Run the aggregator: averages over windows of a raw topic."),
-    "connectors": ("connectors", "Apply and look at the sinks to Postgres."),
+    "connectors": ("connectors", "Apply, look at and watch the sinks to Postgres."),
     "consume": ("consume", "Print a topic's records as JSON lines."),
+    "dlq": ("dlq", "Look at dead letters, and send chosen ones back."),
     "deribit-simulator": (
         "deribit_simulator",
         "Run a simulated exchange that plays a recording.",

@@ -76,6 +76,7 @@ TOP_LEVEL_KEYS: Final = frozenset(
         "telemetry",
         "topic",
         "transactional_id",
+        "watch",
         "window",
     ]
 )
