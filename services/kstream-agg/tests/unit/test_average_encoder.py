@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, get_args
 
 import fastavro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kstream_agg.aggregate.average_encoder import AverageEncoder
+from kstream_agg.aggregate.state import ClosedBy
 from kstream_agg.core.schemas import AVERAGE
 from kstream_agg.kafka.wire import wire_header
 
@@ -21,7 +22,7 @@ _DOUBLES = st.floats(allow_nan=False)
 def _values(field: dict[str, Any]) -> st.SearchStrategy[Any]:
     match field["type"]:
         case "string" if field["name"] == "closed_by":
-            return st.sampled_from(["watermark", "idle"])
+            return st.sampled_from(get_args(ClosedBy))
         case "string":
             return st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
         case "double":

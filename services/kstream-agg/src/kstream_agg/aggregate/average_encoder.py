@@ -7,8 +7,9 @@ was an eighth of all the agg-producer does. The bytes are the same: a property t
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
+from kstream_agg.aggregate.state import ClosedBy
 from kstream_agg.kafka.avro_bytes import (
     long_bytes,
     optional_double,
@@ -24,7 +25,7 @@ __all__ = ["AverageEncoder"]
 
 _four_doubles = struct.Struct("<4d").pack
 _double = struct.Struct("<d").pack
-_CLOSED_BY: Final = {text: text_bytes(text) for text in ("watermark", "idle")}
+_CLOSED_BY: Final = {text: text_bytes(text) for text in get_args(ClosedBy)}
 _CACHE_LIMIT: Final = 10_000  # instruments live at once are a few thousand, windows a few
 
 
