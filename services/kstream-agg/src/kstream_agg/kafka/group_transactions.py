@@ -84,12 +84,15 @@ class GroupTransactionWriter(TransactionWriter):
         make_producer: Callable[[dict[str, Any]], Producer] = Producer,
         hung_s: float = _HUNG_S,
     ) -> None:
+        self._fatal: KafkaError | None = None
         super().__init__(
             _with_timeout(settings),
             metrics,
             client_id,
             transactional_id,
-            make_producer=make_producer,
+            # Without it the client raises a fatal error among the delivery reports it serves, and
+            # breaks on the next of them.
+            make_producer=lambda config: make_producer(config | {"error_cb": self._on_error}),
         )
         self._hung_s = hung_s
         self._hung = False
@@ -133,6 +136,24 @@ class GroupTransactionWriter(TransactionWriter):
         self.pending += 1
         self._topics[topic] += 1
 
+    def poll(self) -> None:
+        """Serve librdkafka's callbacks without waiting.
+
+        Raises:
+            CommitUncertainError: The producer is of no more use.
+            FencedError: Another member has taken this one's place.
+        """
+        super().poll()
+        self._check()
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal() or error.code() in _FENCED:
+            self._fatal = self._fatal or error
+
+    def _check(self) -> None:
+        if self._fatal is not None:
+            raise self._failed(KafkaException(self._fatal), "the transaction")
+
     def send_offsets(
         self,
         consumer: Consumer,
@@ -155,6 +176,7 @@ class GroupTransactionWriter(TransactionWriter):
             self.pending = 1
         # What waits in front of the offsets is not what keeps them from being answered.
         while left := self._producer.flush(_STEP_S):
+            self._check()
             if not keep_waiting():
                 raise CommitUncertainError(f"Kafka has not taken {left} records")
         member = consumer.consumer_group_metadata()
