@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 import bench_agg_producer
+import bench_batch_sink
 import bench_demo_start
 import bench_pipeline
 import bench_push_proxy
@@ -38,6 +39,7 @@ _ON_STACK: Final[dict[str, OnStack]] = {
     "raw_producer": bench_raw_producer.measure,
     "agg_producer": bench_agg_producer.measure,
     "sink": bench_sink.measure,
+    "batch_sink": bench_batch_sink.measure,
     "push_proxy": bench_push_proxy.measure,
     "pipeline": bench_pipeline.measure,
 }

@@ -77,11 +77,11 @@ def _show(result: OffsetsCheck) -> None:
     from kstream_agg.cli.tools import output
 
     table = Table(
-        "topic", "partition", "offsets", "rows", "missing", "twice", "written twice, merged on read",
+        "topic", "partition", "offsets", "rows", "missing", "twice", "merged on read",
         "no records", "dead letters",
     )  # fmt: skip
     for item in result.partitions:
-        span = f"{item.begin} – {item.committed - 1}"
+        span = f"{item.begin} to {item.committed - 1}"
         figures = (item.rows, item.missing, item.twice, item.unmerged, item.no_records)
         table.add_row(
             item.topic, str(item.partition), span, *map(str, figures), str(item.dead_letters)

@@ -69,7 +69,7 @@ class SinkSettings(SettingsGroup):
     batch_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
     """Or with the poll that reaches so many bytes of keys and values."""
     on_shutdown: Literal["flush", "drop"] = "flush"
-    """What becomes of an open batch at the end, and when partitions go; dropped, it is read again."""
+    """What becomes of an open batch at the end, and when partitions go; dropped: read again."""
     retry_max_s: float = Field(default=30.0, ge=1)
     """Longest wait between attempts; the first is 1 s."""
     stop_ratio: float = Field(default=0.5, gt=0, lt=1)

@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 
     from kstream_agg.pipeline.mapping import PolledBatch
 
-__all__ = ["RAW_SHAPE", "AvroBlocks", "Block", "BlockMaker", "Piece", "RawBlocks", "shape_of"]
+__all__ = ["FRAME_TYPES", "RAW_SHAPE", "AvroBlocks", "Block", "BlockMaker", "Piece", "RawBlocks", "shape_of"]
 
 RAW_SHAPE: Final = Shape(
-    BARE_PLACE, (Field("key", "bytes", nullable=True), Field("value", "bytes", nullable=True)), True
+    BARE_PLACE,
+    (Field("key", "bytes", nullable=True), Field("value", "bytes", nullable=True)),
+    optional=True,
 )
 """Of records that are not decoded; a table of one's own need not have all columns."""
 
-_FRAME_TYPES: Final[dict[str, type[pl.DataType]]] = {
+FRAME_TYPES: Final[dict[str, type[pl.DataType]]] = {
     "string": pl.String,
     "bytes": pl.Binary,
     "long": pl.Int64,
@@ -166,7 +168,7 @@ class AvroBlocks:
                 shape = shape_of(schema)
             except ContractError as error:
                 raise InvalidRecordError(str(error), stage="decode") from error
-            types = {field.name: _FRAME_TYPES[field.kind] for field in shape.fields}
+            types = {field.name: FRAME_TYPES[field.kind] for field in shape.fields}
             nullable = [field.name for field in shape.fields if field.nullable]
             decoder = ColumnDecoder(self._schema_by_id, types, None, nullable)
             known = self._decoders[schema_id] = (decoder, shape)
@@ -192,11 +194,11 @@ def _field(item: Mapping[str, Any]) -> Field:
     nullable = isinstance(kind, list) and "null" in kind and len(kind) == 2
     if nullable:
         (kind,) = (part for part in kind if part != "null")
-    if isinstance(kind, dict) and kind.get("type") in (*_FRAME_TYPES, *_AS_KIND):
+    if isinstance(kind, dict) and kind.get("type") in (*FRAME_TYPES, *_AS_KIND):
         kind = kind.get("logicalType", kind["type"])
     if isinstance(kind, str):
         kind = _AS_KIND.get(kind, kind)
-    if not isinstance(kind, str) or kind not in _FRAME_TYPES:
+    if not isinstance(kind, str) or kind not in FRAME_TYPES:
         raise ContractError(
             f"field '{item['name']}' has type {item['type']}, which no column is made for",
             remedy=_REMEDY,

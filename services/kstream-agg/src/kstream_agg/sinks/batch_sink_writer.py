@@ -264,7 +264,7 @@ class BlockWriter(Reducer["Block", None]):
 
 
 def _parts(blocks: list[Block]) -> list[_Part]:
-    """The rows of a batch, those of one topic and shape together; the last is the first to write."""
+    """The rows of a batch, those of one topic and shape together; the last is to be written first."""
     gathered: dict[tuple[str, Shape], list[Piece]] = {}
     before = 0
     for block in blocks:
