@@ -51,7 +51,9 @@ def _measure(
         version = client.features().version
         for run in range(1, runs + 1):
             table = f"{table_name(channel_topic(channel))}_{os.getpid()}_{run}"
-            passes.append(_sink(endpoints, folder, channel, url, table, client))
+            changes = _changes(channel, url, table)
+            with Service(("batch-sink",), endpoints.environment, folder, changes) as service:
+                passes.append(watch(_Rows(client, table), _ROWS, service.process))
             bare_table = f"{table}_bare"
             bare.append(reference("bare_insert.py", url, bare_table, _ROWS, _CURRENCY, _BATCH))
             for done in (table, bare_table):
@@ -82,16 +84,8 @@ def _measure(
     )
 
 
-def _sink(
-    endpoints: StackEndpoints,
-    folder: Path,
-    channel: str,
-    url: str,
-    table: str,
-    client: ClickHouse,
-) -> Pass:
-    """One pass: rows are counted in the table, which an insert enters as a whole."""
-    changes = {
+def _changes(channel: str, url: str, table: str) -> dict[str, str]:
+    return {
         "CHANNELS": channel,
         "GROUP_ID": table,
         "CLICKHOUSE__URL": url,
@@ -99,12 +93,20 @@ def _sink(
         "SINK__BATCH_COUNT": str(_BATCH),
         "PIPELINE__BATCH_RECORDS": str(_BATCH),
     }
-    tables = f"SELECT count() FROM system.tables WHERE database = 'default' AND name = '{table}'"
 
-    def rows() -> int:
-        if int(client.rows(tables)[0][0]) == 0:
+
+class _Rows:
+    """Counts the rows of a table, which an insert enters as a whole; 0 while there is none."""
+
+    def __init__(self, client: ClickHouse, table: str) -> None:
+        self._client = client
+        self._table = table
+
+    def __call__(self) -> int:
+        found = self._client.rows(
+            "SELECT count() FROM system.tables"
+            f" WHERE database = currentDatabase() AND name = '{self._table}'"
+        )
+        if int(found[0][0]) == 0:
             return 0
-        return int(client.rows(f"SELECT count() FROM {table}")[0][0])
-
-    with Service(("batch-sink",), endpoints.environment, folder, changes) as service:
-        return watch(rows, _ROWS, service.process)
+        return int(self._client.rows(f"SELECT count() FROM {self._table}")[0][0])

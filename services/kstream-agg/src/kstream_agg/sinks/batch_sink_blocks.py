@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
     from kstream_agg.pipeline.mapping import PolledBatch
 
-__all__ = ["FRAME_TYPES", "RAW_SHAPE", "AvroBlocks", "Block", "BlockMaker", "Piece", "RawBlocks", "shape_of"]
+__all__ = [
+    "FRAME_TYPES",
+    "RAW_SHAPE",
+    "AvroBlocks",
+    "Block",
+    "BlockMaker",
+    "Piece",
+    "RawBlocks",
+    "shape_of",
+]
 
 RAW_SHAPE: Final = Shape(
     BARE_PLACE,

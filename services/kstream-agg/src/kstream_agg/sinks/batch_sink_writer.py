@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 import polars as pl
 
-from kstream_agg.core.errors import InvalidRecordError, RecordsRefusedError, UnavailableError
+from kstream_agg.core.errors import (
+    InvalidRecordError,
+    KStreamError,
+    RecordsRefusedError,
+    UnavailableError,
+)
 from kstream_agg.core.logs import get_logger
 from kstream_agg.core.metrics import SINK_INSERT_SECONDS, SINK_INSERTS, SINK_ROWS, SINK_WAITING
 from kstream_agg.pipeline.steps import Reducer, Shutdown
@@ -244,7 +249,7 @@ class BlockWriter(Reducer["Block", None]):
         self._on_trouble()
         self._reason = str(error)
         self._not_before = self._clock.monotonic() + self._wait_s
-        if not isinstance(error, UnavailableError):
+        if not isinstance(error, KStreamError) and self._wait_s == _FIRST_WAIT_S:
             _log.error("a batch cannot be written, it is kept", exc_info=error)
         else:
             _log.warning("insert failed, trying again", reason=str(error), wait_s=self._wait_s)
@@ -264,7 +269,7 @@ class BlockWriter(Reducer["Block", None]):
 
 
 def _parts(blocks: list[Block]) -> list[_Part]:
-    """The rows of a batch, those of one topic and shape together; the last is to be written first."""
+    """The rows of a batch, those of one topic and shape together, in reverse order."""
     gathered: dict[tuple[str, Shape], list[Piece]] = {}
     before = 0
     for block in blocks:
