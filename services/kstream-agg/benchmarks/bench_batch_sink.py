@@ -87,7 +87,7 @@ def _measure(
 def _changes(channel: str, url: str, table: str) -> dict[str, str]:
     return {
         "CHANNELS": channel,
-        "GROUP_ID": table,
+        "SINK__GROUP_ID": table,
         "CLICKHOUSE__URL": url,
         "SINK__TABLE": table,
         "SINK__BATCH_COUNT": str(_BATCH),

@@ -6,14 +6,16 @@ One row in 10,000 is bad: ClickHouse refuses it, and with it every batch that it
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pytest
-from warehouse import Warehouse, make_table, passing_on, trades, wait_for
+from warehouse import SESSION_MS, Sink, Warehouse, make_table, passing_on, trades, wait_for
 
 from kstream_agg.core.schemas import RAW_TRADE
 from kstream_agg.core.settings import RegistrySettings
@@ -129,16 +131,30 @@ def assert_all_is_there_once(warehouse: Warehouse, load: Load) -> None:
     assert sum(item.dead_letters for item in check.partitions) == load.bad_count
 
 
+def said_by(sink: Sink) -> Callable[[], str]:
+    return lambda: sink.said
+
+
+def has_taken(warehouse: Warehouse, target: int) -> bool:
+    return warehouse.taken() >= target
+
+
 def test_ten_kills_at_random_lose_nothing_and_write_nothing_twice(warehouse: Warehouse) -> None:
     chance = random.Random(7)  # noqa: S311 - chance, not secrets
     with Load(warehouse, least=100_000) as load:
         for _ in range(10):
-            sink = warehouse.sink(sink__batch_count="2000", pipeline__batch_records="2000")
-            before = warehouse.taken()
-            sink.start()
+            sink = warehouse.sink(
+                sink__batch_count="2000",
+                pipeline__batch_records="2000",
+                # The next one has the partitions at once, not when the group has missed this one.
+                kafka__properties=json.dumps(
+                    {"session.timeout.ms": SESSION_MS, "group.instance.id": "the-one"}
+                ),
+            )
             # Somewhere within its work: between inserts, commits and dead letters.
-            further = chance.randrange(1, 6_000)
-            wait_for(lambda b=before, f=further: warehouse.taken() >= b + f, lambda s=sink: s.said)
+            target = warehouse.taken() + chance.randrange(1, 6_000)
+            sink.start()
+            wait_for(partial(has_taken, warehouse, target), said_by(sink))
             sink.kill()
     warehouse.run_until_taken()
     assert_all_is_there_once(warehouse, load)

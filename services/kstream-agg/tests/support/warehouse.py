@@ -286,8 +286,8 @@ class Warehouse:
 
     def environment(self, **changes: str) -> dict[str, str]:
         names = {
-            "SINK__TOPICS": json.dumps([self.topic]),
-            "GROUP_ID": self.group,
+            "SINK__TOPICS": self.topic,
+            "SINK__GROUP_ID": self.group,
             "CLICKHOUSE__URL": self.url,
             "PIPELINE__COMMIT_INTERVAL_S": "0.2",
             "SINK__BATCH_SECONDS": "0.2",

@@ -479,6 +479,6 @@ def test_fields_no_column_is_made_for_are_named() -> None:
 
 def test_one_table_is_for_one_topic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KSTREAM__SINK__TABLE", "t")
-    monkeypatch.setenv("KSTREAM__SINK__TOPICS", '["a", "b"]')
+    monkeypatch.setenv("KSTREAM__SINK__TOPICS", "a, b")
     with pytest.raises(SettingsError, match=r"sink\.table names one table, and there are 2 topics"):
         load_settings(BatchSinkSettings, "none", folder=tmp_path)

@@ -60,7 +60,7 @@ def check(*, as_json: bool) -> None:
                 report
                 for topic in settings.topics
                 for report in check_topic(
-                    client, reader, topic, settings.table(topic), settings.group_id
+                    client, reader, topic, settings.table(topic), settings.sink.group_id
                 )
             )
         )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import cache
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import NoDecode
 
 from kstream_agg.core.errors import UnavailableError
 from kstream_agg.core.logs import get_logger
@@ -28,6 +29,7 @@ from kstream_agg.sinks.batch_sink_blocks import AvroBlocks, RawBlocks
 from kstream_agg.sinks.batch_sink_writer import BatchLimits, BlockWriter
 from kstream_agg.sinks.clickhouse import ClickHouse, ClickHouseSettings
 from kstream_agg.sinks.clickhouse_tables import Inserts
+from kstream_agg.sinks.settings import comma_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,10 +53,15 @@ _REGISTRY_DOUBT_S: Final = 30.0
 _RATIO_AT_LEAST: Final = 1_000
 
 
+Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(comma_texts)]
+
+
 class SinkSettings(SettingsGroup):
     """`[sink]`: what is written where, in which batches."""
 
-    topics: tuple[str, ...] = ()
+    group_id: str = SERVICE
+    """Consumer group of the sink."""
+    topics: Texts = ()
     """What to read; by default the raw topics of the channels."""
     values: Literal["avro", "raw"] = "avro"
     """avro: a column for each field; raw: the bytes of key and value, whatever they are."""
@@ -74,14 +81,13 @@ class SinkSettings(SettingsGroup):
     """Longest wait between attempts; the first is 1 s."""
     stop_ratio: float = Field(default=0.5, gt=0, lt=1)
     """With more of all records refused than this share, the sink ends: that is no bad record."""
-    data_codes: tuple[int, ...] = ()
+    data_codes: Annotated[tuple[int, ...], NoDecode, BeforeValidator(comma_texts)] = ()
     """Further numbers of ClickHouse's errors that mean a bad row; others pause the sink."""
 
 
 class BatchSinkSettings(PipelineSettings):
     """Settings of the batch-sink."""
 
-    group_id: str = SERVICE
     clickhouse: ClickHouseSettings = ClickHouseSettings()
     sink: SinkSettings = SinkSettings()
 
@@ -120,7 +126,7 @@ def make_pipeline(
     """The sink's steps."""
     to_rows: Callable[..., Block] = blocks.to_rows
     return (
-        Pipeline(*settings.topics, group=settings.group_id)
+        Pipeline(*settings.topics, group=settings.sink.group_id)
         .map_batch(to_rows)
         .reduce(writer)
         .on_error(

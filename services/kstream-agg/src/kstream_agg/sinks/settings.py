@@ -24,6 +24,7 @@ __all__ = [
     "ConnectSettings",
     "ToolSettings",
     "WindowView",
+    "comma_texts",
     "load_aggregator_view",
     "native_registry_url",
 ]
@@ -50,7 +51,7 @@ class ToolSettings(ServiceSettings):
     connect: ConnectSettings = ConnectSettings()
 
 
-def _texts(value: object) -> object:
+def comma_texts(value: object) -> object:
     """A list, or of a text the parts between commas."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
@@ -63,7 +64,7 @@ class WindowView(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     period: Seconds = 300.0
-    periods: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_texts)] = ()
+    periods: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(comma_texts)] = ()
     advance: Seconds | None = None
     grace: Seconds = 0.0
     allowed_lateness: Seconds = 2.0
