@@ -17,7 +17,9 @@ from pathlib import Path
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from kstream_agg.core.settings import KafkaSettings
+from kstream_agg.core.errors import KStreamError
+from kstream_agg.core.logs import configure_logging
+from kstream_agg.core.settings import KafkaSettings, LogSettings
 from kstream_agg.kafka.cluster import KafkaCluster, TopicConfiguration
 from kstream_agg.sinks.clickhouse import ClickHouse, ClickHouseSettings
 from kstream_agg.stack.clickhouse import ClickHouseServer
@@ -90,6 +92,7 @@ def wait_until_taken(settings: KafkaSettings, group: str, sink: subprocess.Popen
 
 def main(count: int) -> int:
     """Send, sink and check; the check's exit code."""
+    configure_logging(LogSettings(level="warning"), "example")
     with open_folder() as folder, kafka(folder) as stack, clickhouse(folder) as url:
         settings = KafkaSettings(bootstrap_servers=stack.bootstrap_servers)
         send(settings, count)
@@ -124,4 +127,7 @@ def main(count: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000))
+    try:
+        sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000))
+    except KStreamError as error:
+        sys.exit(f"error: {error}\nremedy: {error.remedy or 'none is known'}")

@@ -100,9 +100,9 @@ class Load:
                 is_bad = self.count % _BAD_EVERY == _BAD_EVERY // 2
                 chosen = self._one_bad if is_bad else value
                 self._warehouse.send(chosen, None, self.count % _PARTITIONS)
-            # About 10,000 a second: enough for full batches, little enough for two cores.
+            # About 4,000 a second: work at every moment, and little enough for two cores.
             self._warehouse.producer.poll(0)
-            self._stop.wait(0.1)
+            self._stop.wait(0.25)
         self._warehouse.sent()
 
     @property
@@ -141,7 +141,7 @@ def has_taken(warehouse: Warehouse, target: int) -> bool:
 
 def test_ten_kills_at_random_lose_nothing_and_write_nothing_twice(warehouse: Warehouse) -> None:
     chance = random.Random(7)  # noqa: S311 - chance, not secrets
-    with Load(warehouse, least=100_000) as load:
+    with Load(warehouse, least=50_000) as load:
         for _ in range(10):
             sink = warehouse.sink(
                 sink__batch_count="2000",
@@ -152,7 +152,7 @@ def test_ten_kills_at_random_lose_nothing_and_write_nothing_twice(warehouse: War
                 ),
             )
             # Somewhere within its work: between inserts, commits and dead letters.
-            target = warehouse.taken() + chance.randrange(1, 6_000)
+            target = warehouse.taken() + chance.randrange(1, 4_000)
             sink.start()
             wait_for(partial(has_taken, warehouse, target), said_by(sink))
             sink.kill()
@@ -165,12 +165,12 @@ def test_rebalances_an_outage_and_a_batch_refused_as_a_whole(
 ) -> None:
     def goes_on() -> None:
         before = warehouse.taken()
-        wait_for(lambda: warehouse.taken() > before + 5_000, lambda: first.said)
+        wait_for(lambda: warehouse.taken() > before + 2_000, lambda: first.said)
 
     with passing_on(server.url) as front:
         warehouse.url = front.url
         first, second, third = (warehouse.sink(sink__retry_max_s="2") for _ in range(3))
-        with Load(warehouse, least=100_000) as load, first:
+        with Load(warehouse, least=50_000) as load, first:
             goes_on()
             second.start()
             third.start()

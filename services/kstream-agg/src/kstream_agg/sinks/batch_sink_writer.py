@@ -97,7 +97,9 @@ class _Part:
     def slice(self, begin: int, end: int) -> _Part:
         piece = self.piece
         frame = piece.frame.slice(begin, end - begin)
-        return _Part(Piece(piece.topic, piece.shape, frame, piece.places[begin:end]))
+        part = Piece(piece.topic, piece.shape, frame, piece.places[begin:end])
+        # What has waited once need not wait again at each halving.
+        return _Part(part, self.attempts)
 
 
 @dataclass(slots=True)

@@ -29,8 +29,8 @@ __all__ = ["OffsetsCheck", "PartitionReport", "check_topic"]
 
 # Offsets that are asked for at once where some are missing.
 _BUCKET: Final = 100_000
-# Holes nearer to each other than this are read in one go.
-_NEAR: Final = 10_000
+# Holes nearer to each other than this are read in one go: a read costs as much as 100,000 records.
+_NEAR: Final = 100_000
 _EXAMPLES: Final = 5
 
 
@@ -228,9 +228,8 @@ def _records(topics: Topics, part: TopicPart, holes: NDArray[np.int64]) -> NDArr
     if len(holes):
         for near in np.split(holes, np.flatnonzero(np.diff(holes) > _NEAR) + 1):
             span = Span(int(near[0]), int(near[-1]) + 1)
-            there = np.array(
-                [record.offset for record in topics.read({part: span})], dtype=np.int64
-            )
+            offsets = (record.offset for record in topics.read({part: span}))
+            there = np.fromiter(offsets, dtype=np.int64)
             found.append(np.intersect1d(near, there))
     return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
