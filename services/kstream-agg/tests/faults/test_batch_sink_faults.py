@@ -169,7 +169,9 @@ def test_rebalances_an_outage_and_a_batch_refused_as_a_whole(
 
     with passing_on(server.url) as front:
         warehouse.url = front.url
-        first, second, third = (warehouse.sink(sink__retry_max_s="2") for _ in range(3))
+        first, second, third = (
+            warehouse.sink(sink__retry_max_s="2", pipeline__stop_within_s="3") for _ in range(3)
+        )
         with Load(warehouse, least=50_000) as load, first:
             goes_on()
             second.start()
@@ -184,7 +186,7 @@ def test_rebalances_an_outage_and_a_batch_refused_as_a_whole(
             third.kill()
             wait_for(lambda: warehouse.members() == 1, lambda: first.said)
             # Every batch is too much for a while: only small ones are taken.
-            front.faults.refuse_over = 20_000
+            front.faults.refuse_over = 200_000
             wait_for(lambda: front.faults.refused > 3, lambda: first.said)
             goes_on()
             front.faults.refuse_over = None

@@ -161,6 +161,8 @@ class Front:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        # A sink that is killed leaves its connection as it is.
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
         self._thread = threading.Thread(target=self._server.serve_forever, name="front")
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 

@@ -29,6 +29,9 @@ __all__ = ["ClickHouse", "ClickHouseSettings", "Features", "identifier", "litera
 
 _OK: Final = 200
 _TOKEN: Final = "insert_deduplication_token"  # noqa: S105 - a setting's name
+# Less than any server keeps an idle connection open (3 s before version 23): one that it has closed
+# would fail the next insert.
+_KEEP_ALIVE_S: Final = 2.0
 # A server's profile may make inserts asynchronous: refused rows would then be told to nobody.
 _INSERT_SETTINGS: Final = {"async_insert": "0", "wait_end_of_query": "1"}
 
@@ -85,6 +88,7 @@ class ClickHouse:
             base_url=settings.url,
             timeout=settings.timeout_s,
             headers=headers,
+            limits=httpx2.Limits(keepalive_expiry=_KEEP_ALIVE_S),
             verify=str(settings.ca_location) if settings.ca_location else True,
         )
         self._features: Features | None = None
@@ -184,6 +188,9 @@ class ClickHouse:
     def _post(self, parameters: Mapping[str, str], body: bytes) -> bytes:
         try:
             answer = self._http.post("/", params=dict(parameters), content=body)
+        except RuntimeError as error:
+            # The service has ended, and a step of it is still at work.
+            raise UnavailableError(f"the connection to {self.place} is closed") from error
         except httpx2.HTTPError as error:
             raise UnavailableError(
                 f"{self.place} does not answer: {str(error) or type(error).__name__}",

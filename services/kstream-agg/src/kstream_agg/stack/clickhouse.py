@@ -51,6 +51,7 @@ _CONFIG: Final = """\
   <users_config>users.xml</users_config>
   <default_profile>default</default_profile>
   <default_database>default</default_database>
+  <keep_alive_timeout>3</keep_alive_timeout>
   <mark_cache_size>67108864</mark_cache_size>
   <timezone>UTC</timezone>
 </yandex>
