@@ -100,9 +100,9 @@ class Load:
                 is_bad = self.count % _BAD_EVERY == _BAD_EVERY // 2
                 chosen = self._one_bad if is_bad else value
                 self._warehouse.send(chosen, None, self.count % _PARTITIONS)
-            # About 4,000 a second: work at every moment, and little enough for two cores.
+            # About 2,000 a second: work at every moment, and little enough for two cores.
             self._warehouse.producer.poll(0)
-            self._stop.wait(0.25)
+            self._stop.wait(0.5)
         self._warehouse.sent()
 
     @property

@@ -192,6 +192,11 @@ def test_a_table_of_ones_own_gets_the_columns_it_has(warehouse: Warehouse) -> No
         assert sink.stop() == 0
     assert warehouse.count(final=False) == 300
     assert warehouse.check().exit_code == 0
+    # Nothing mends what is twice in such a table.
+    warehouse.execute("INSERT INTO {t} SELECT * FROM {t} LIMIT 1")
+    check = warehouse.check()
+    assert check.exit_code == 1
+    assert sum(item.twice for item in check.partitions) == 1
 
 
 def _consumed(metrics: str) -> int:
