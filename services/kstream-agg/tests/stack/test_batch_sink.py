@@ -212,3 +212,21 @@ def test_a_wrong_password_ends_the_sink_with_a_sentence(warehouse: Warehouse) ->
     assert "refuses the user" in sink.said
     assert "KSTREAM__CLICKHOUSE__USER" in sink.said
     assert "Traceback" not in sink.said
+
+
+def test_a_schema_no_column_is_made_for_ends_the_sink_with_the_fields_name(
+    stack: StackEndpoints, warehouse: Warehouse
+) -> None:
+    schema = {
+        "type": "record",
+        "name": "Tagged",
+        "fields": [{"name": "tags", "type": {"type": "map", "values": "string"}}],
+    }
+    with SchemaRegistry(RegistrySettings(url=stack.registry_url)) as registry:
+        registry.register_value(warehouse.topic, schema)
+    with warehouse.sink() as sink:
+        assert sink.wait() == 1
+        sink.process = None
+    assert "field 'tags'" in sink.said
+    assert "sink.values" in sink.said
+    assert "Traceback" not in sink.said

@@ -15,7 +15,7 @@ from pydantic_settings import NoDecode
 
 from kstream_agg.core.errors import UnavailableError
 from kstream_agg.core.logs import get_logger
-from kstream_agg.core.names import table_name
+from kstream_agg.core.names import table_name, value_subject
 from kstream_agg.core.service import run_service
 from kstream_agg.core.settings import SettingsGroup
 from kstream_agg.kafka.registry import SchemaRegistry
@@ -25,7 +25,7 @@ from kstream_agg.pipeline.run import serve_pipeline
 from kstream_agg.pipeline.settings import PipelineSettings
 from kstream_agg.pipeline.steps import Shutdown
 from kstream_agg.pipeline.workers import announce_worker, is_worker, run_workers
-from kstream_agg.sinks.batch_sink_blocks import AvroBlocks, RawBlocks
+from kstream_agg.sinks.batch_sink_blocks import AvroBlocks, RawBlocks, shape_of
 from kstream_agg.sinks.batch_sink_writer import BatchLimits, BlockWriter
 from kstream_agg.sinks.clickhouse import ClickHouse, ClickHouseSettings
 from kstream_agg.sinks.clickhouse_tables import Inserts
@@ -140,6 +140,7 @@ def run_batch_sink(settings: BatchSinkSettings) -> None:
 
     Raises:
         SettingsError: ClickHouse refuses the user.
+        ContractError: A topic's schema has a field that no column is made for.
         ErrorLimitError: More records are refused than allowed.
         KStreamError: Kafka's clients cannot go on.
     """
@@ -157,6 +158,7 @@ def run_batch_sink(settings: BatchSinkSettings) -> None:
         if settings.sink.values == "avro":
             registry = SchemaRegistry(settings.registry, doubt_s=_REGISTRY_DOUBT_S)
             blocks = AvroBlocks(opened.enter_context(registry).schema_by_id)
+            _check_schemas(registry, settings.topics)
         writer = _make_writer(settings, client, ctx)
         serve_pipeline(make_pipeline(settings, blocks, writer), settings, ctx)
 
@@ -178,6 +180,22 @@ def _make_writer(
             known.forget()
 
     return BlockWriter(inserts, settings.batch_limits, ctx.clock, ctx.metrics, look_again)
+
+
+def _check_schemas(registry: SchemaRegistry, topics: tuple[str, ...]) -> None:
+    """See that columns can be made for the topics' schemas, as far as they are known already.
+
+    Raises:
+        ContractError: For one of them they cannot.
+    """
+    for topic in topics:
+        try:
+            known = registry.latest(value_subject(topic))
+        except UnavailableError as error:
+            _log.warning("the registry is not there yet", reason=str(error))
+            return
+        if known is not None:
+            shape_of(known[1])
 
 
 def _look(client: ClickHouse) -> None:
