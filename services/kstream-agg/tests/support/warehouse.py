@@ -112,11 +112,10 @@ class Sink:
 class Faults:
     """What a `Front` does wrong."""
 
-    refuse_over: int | None = None
-    """Inserts of more bytes than this are refused as a whole, as for a want of memory."""
+    refuse: int = 0
+    """So many inserts are refused as a whole, as for a want of memory."""
     lose_answers: int = 0
     """Of so many inserts the answer is lost, behind their being done."""
-    refused: int = 0
 
 
 class Front:
@@ -138,8 +137,8 @@ class Front:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 _, _, query = self.path.partition("?")
                 is_insert = "INSERT" in query
-                if is_insert and faults.refuse_over is not None and len(body) > faults.refuse_over:
-                    faults.refused += 1
+                if is_insert and faults.refuse > 0:
+                    faults.refuse -= 1
                     self._give(500, {}, b"Code: 241, e.displayText() = DB::Exception: Memory limit")
                     return
                 status, headers, content = answer(query, dict(self.headers), body)
