@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -205,7 +204,7 @@ class DeadLetter:
 
 
 class Warehouse:
-    """A topic and its table; a context manager that ends its sinks and drops the table."""
+    """A topic and its table; a context manager that ends its sinks."""
 
     def __init__(
         self, stack: StackEndpoints, url: str, topic: str, folder: Path, *, partitions: int = 2
@@ -232,8 +231,6 @@ class Warehouse:
             if sink.process is not None:
                 sink.kill()
         self._consumer.close()
-        with contextlib.suppress(Exception):  # the server may be away: its folder goes anyway
-            self.client.execute(f"DROP TABLE IF EXISTS {self.table}")
         self.client.__exit__(None, None, None)
 
     # --- Kafka -----------------------------------------------------------------------------

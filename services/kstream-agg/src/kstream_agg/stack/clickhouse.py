@@ -140,7 +140,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 class ClickHouseServer:
-    """A server with data of its own; a context manager that ends it.
+    """A server with data of its own; a context manager that ends it, without waiting for merges.
 
     Args:
         folder: Its data; the caller removes it.
@@ -205,7 +205,7 @@ class ClickHouseServer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.stop()
+        self.kill()
 
     def _answers(self) -> bool:
         try:
