@@ -43,6 +43,7 @@ INLINE = {
     "make reset": "test_make_uninstall_removes_data_downloads_and_environment",
     "make logs s=COMPONENT": "test_every_command_exits_0_in_the_readmes_order",
     "make logs s=agg-producer": "the same",
+    "make logs s=connectors-watch": "the same",
     "make lint": ".ci/run",
     "make test-unit": "part of this suite",
     "make test": "this very suite",

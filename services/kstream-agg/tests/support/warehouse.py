@@ -23,11 +23,11 @@ from kstream_agg.core.schemas import RAW_TRADE
 from kstream_agg.core.settings import KafkaSettings, TopicSettings
 from kstream_agg.kafka.cluster import KafkaCluster, topic_configuration
 from kstream_agg.kafka.dlq import header_value, origin_from_headers
+from kstream_agg.kafka.topic_reader import TopicReader
 from kstream_agg.sinks.batch_sink_blocks import shape_of
 from kstream_agg.sinks.clickhouse import ClickHouse, ClickHouseSettings
 from kstream_agg.sinks.clickhouse_tables import Inserts
 from kstream_agg.verify.batch_sink import OffsetsCheck, check_topic
-from kstream_agg.verify.reading import TopicReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -23,7 +23,7 @@ from kstream_agg.deribit.settings import RawProducerSettings
 from kstream_agg.deribit.simulator_service import SimulatorSettings
 from kstream_agg.pipeline.settings import PipelineSettings
 from kstream_agg.sinks.batch_sink import BatchSinkSettings
-from kstream_agg.sinks.settings import ToolSettings
+from kstream_agg.sinks.settings import ToolSettings, WatchSettings
 from kstream_agg.stack.settings import StackSettings
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ CLASSES: tuple[type[ServiceSettings], ...] = (
     SimulatorSettings,
     StackSettings,
     ToolSettings,
+    WatchSettings,
 )
 # Where a changed value must keep a form that no type tells.
 SAMPLES = {

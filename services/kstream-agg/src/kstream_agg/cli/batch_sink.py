@@ -47,10 +47,10 @@ def check(*, as_json: bool) -> None:
     """
     from kstream_agg.cli.tools import open_tools
     from kstream_agg.core.settings import load_settings
+    from kstream_agg.kafka.topic_reader import TopicReader
     from kstream_agg.sinks.batch_sink import SERVICE, BatchSinkSettings
     from kstream_agg.sinks.clickhouse import ClickHouse
     from kstream_agg.verify.batch_sink import OffsetsCheck, check_topic
-    from kstream_agg.verify.reading import TopicReader
 
     open_tools(SERVICE)
     settings = load_settings(BatchSinkSettings, SERVICE)

@@ -160,6 +160,16 @@ SINK_WAITING: Final = GaugeDef(
     "kstream_sink_waiting", "1 while a batch is kept because ClickHouse does not take it"
 )
 
+# --- connectors-watch ----------------------------------------------------------------------
+SINK_RUNNING: Final = GaugeDef(
+    "kstream_sink_running", "1 while the connector and all its tasks run, else 0", ("connector",)
+)
+SINK_STEPS: Final = CounterDef(
+    "kstream_sink_steps",
+    "Steps taken to get a failed sink going again (restart, narrow, …)",
+    ("connector", "step"),
+)
+
 # --- deribit-simulator ---------------------------------------------------------------------
 SIMULATOR_TRADES: Final = GaugeDef(
     "kstream_simulator_trades", "Trades that have happened on the simulated exchange"

@@ -14,16 +14,16 @@ import numpy as np
 
 from kstream_agg.core.names import dead_letter_topic
 from kstream_agg.kafka.dlq import header_value, origin_from_headers
+from kstream_agg.kafka.topic_reader import Span, TopicPart
 from kstream_agg.sinks.clickhouse import identifier, literal
 from kstream_agg.sinks.clickhouse_tables import BARE_PLACE, KAFKA_PLACE, Place
-from kstream_agg.verify.reading import Span, TopicPart
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from kstream_agg.verify.reading import Position, Record
+    from kstream_agg.kafka.topic_reader import Position, Record
 
 __all__ = ["OffsetsCheck", "PartitionReport", "check_topic"]
 
