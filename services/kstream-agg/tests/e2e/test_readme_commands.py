@@ -53,6 +53,7 @@ INLINE = {
     "kstream-agg batch-sink": "tests/stack/test_batch_sink.py",
     "kstream-agg batch-sink check": "the same",
     "kstream-agg verify": "test_every_command_exits_0_in_the_readmes_order",
+    "kstream-agg recompute": "test_recompute.py",
     "kstream-agg --debug …": "tests/unit/test_cli_main.py",
 }
 
