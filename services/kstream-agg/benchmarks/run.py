@@ -49,7 +49,9 @@ _ON_STACK: Final[dict[str, OnStack]] = {
 _BY_NAME_ONLY: Final[dict[str, OnStack]] = {"agg_sweep": bench_agg_sweep.measure}
 _DEMO: Final = "demo_start"
 # What else would run takes its share of the machine.
-_KAFKA_ALONE: Final = frozenset({"agg_producer", "agg_recovery", "agg_sweep", "pipeline"})
+_KAFKA_ALONE: Final = frozenset(
+    {"agg_producer", "batch_sink", "agg_recovery", "agg_sweep", "pipeline"}
+)
 _FEW: Final = ("kafka", "schema-registry")
 
 
