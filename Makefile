@@ -12,7 +12,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadgroup
 
 .PHONY: help
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- bootstrap -----------------------------------------------------------------------------
 
@@ -68,6 +68,10 @@ stop: $(VENV)/.runtime ## Stop the running stack; its data stays
 .PHONY: reset
 reset: $(VENV)/.runtime ## Remove the stacks' data (asks first; YES=1 does not)
 	@$(KSTREAM) reset $(if $(filter-out 0,$(YES)),--yes)
+
+.PHONY: example-clickhouse
+example-clickhouse: $(VENV)/.runtime ## Any messages into ClickHouse, and two checks of what is there
+	@$(BIN)/python examples/clickhouse_demo.py
 
 .PHONY: doctor
 doctor: ## Check that this machine has what the stack needs

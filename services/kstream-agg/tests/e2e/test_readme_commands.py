@@ -50,6 +50,8 @@ INLINE = {
     "make bench": "tests/unit/test_benchmarks.py",
     "make test-faults": "the long suites, run by hand",
     "make test-soak": "the long suites, run by hand",
+    "kstream-agg batch-sink": "tests/stack/test_batch_sink.py",
+    "kstream-agg batch-sink check": "the same",
     "kstream-agg verify": "test_every_command_exits_0_in_the_readmes_order",
     "kstream-agg recompute": "test_recompute.py",
     "kstream-agg --debug …": "tests/unit/test_cli_main.py",
@@ -122,6 +124,8 @@ def test_every_command_exits_0_in_the_readmes_order(environment: dict[str, str])
     one = said[".venv/bin/kstream-agg consume trades-option-btc --count 1"]
     assert '"instrument_name"' in one
     assert '"simulated": "true"' in one
+    assert "delta 0" in said["make example-clickhouse"]
+    assert "no offset is missing, none is there twice" in said["make example-clickhouse"]
 
 
 def test_make_status_without_a_stack_names_the_remedy(environment: dict[str, str]) -> None:

@@ -20,6 +20,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "stack": ("stack", "The local stack: real components as local processes."),
     "backfill": ("backfill", "Fetch a period of a channel from the exchange's history."),
     "gaps": ("gaps", "List the trades that a raw topic lacks."),
+    "batch-sink": ("batch_sink", "Run the sink to ClickHouse, or check what it has written."),
     "agg-producer": ("services", "Run the aggregator: averages over windows of a raw topic."),
     "connectors": ("connectors", "Apply, look at and watch the sinks to Postgres."),
     "consume": ("consume", "Print a topic's records as JSON lines."),

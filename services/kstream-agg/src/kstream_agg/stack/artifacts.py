@@ -163,7 +163,7 @@ class ArtifactCache:
         if not self.folder.is_dir():
             return False
         with self.locked(), disk_errors(self.folder):
-            for name in ("maven", "unpacked"):
+            for name in ("maven", "unpacked", "debian"):
                 if (self.folder / name).is_dir():
                     shutil.rmtree(self.folder / name)
             (self.folder / ".lock").unlink()
