@@ -18,6 +18,7 @@ __all__ = ["cli", "main"]
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "doctor": ("doctor", "Check what this machine lacks to run the local stack."),
     "stack": ("stack", "The local stack: real components as local processes."),
+    "cluster": ("cluster", "A Kafka cluster of several brokers: start, look, kill, heal."),
     "backfill": ("backfill", "Fetch a period of a channel from the exchange's history."),
     "gaps": ("gaps", "List the trades that a raw topic lacks."),
     "agg-producer": ("services", "Run the aggregator: averages over windows of a raw topic."),

@@ -28,6 +28,8 @@ __all__ = ["Delivered", "Delivery", "Writer"]
 T = TypeVar("T")
 
 _POLL_S: Final = 0.05
+# So many records after each other, and the reports of earlier ones are taken: they hold memory.
+_SERVE_EVERY: Final = 512
 _TIMEOUT_S: Final = 60.0
 _STATISTICS_MS: Final = 5_000
 
@@ -70,7 +72,7 @@ class Writer(Generic[T]):
             client_id,
         )
         self._produce = self._records.bare_produce
-        self._delivered = 0
+        self._produced = self._delivered = 0
         self._lock = threading.Lock()
         self._server: threading.Thread | None = None
 
@@ -87,6 +89,9 @@ class Writer(Generic[T]):
             InvalidRecordError: The codec cannot encode its value.
             DeliveryError: An earlier record was not delivered, or this one never can be.
         """
+        self._produced += 1
+        if not self._produced % _SERVE_EVERY:
+            self._serve(0)
         value: Any = record.value
         if self._encode is not None and value is not None:
             value = self._encode(value, self.topic)
@@ -139,6 +144,18 @@ class Writer(Generic[T]):
 
     aflush = awaitable(flush)
     aproduce_and_flush = awaitable(produce_and_flush)
+
+    def poll(self) -> int:
+        """Take note of what was delivered meanwhile, without waiting.
+
+        Returns:
+            How many records are acknowledged by now.
+
+        Raises:
+            DeliveryError: A record was not delivered.
+        """
+        self._records.poll()
+        return self._delivered
 
     @property
     def delivered(self) -> int:
