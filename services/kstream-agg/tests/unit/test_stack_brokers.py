@@ -14,8 +14,8 @@ from kstream_agg.kafka.topics import (
     PartitionDescription,
     TopicDescription,
 )
-from kstream_agg.stack import brokers as stack_brokers
 from kstream_agg.stack.brokers import Brokers, BrokersStatus, Watcher
+from kstream_agg.stack.components.kafka import broker_name
 from kstream_agg.stack.control import up
 from kstream_agg.stack.layout import Layout
 from kstream_agg.stack.plan import make_plan, write_plan
@@ -133,7 +133,7 @@ def test_a_broker_is_replaced_when_it_stays_dead(tmp_path: Path) -> None:
 
 def test_a_broker_with_data_is_started_on_it(tmp_path: Path) -> None:
     fake, said = FakeBrokers(tmp_path), list[str]()
-    data = Layout(tmp_path).home(stack_brokers.broker_name(3)) / "data"
+    data = Layout(tmp_path).home(broker_name(3)) / "data"
     data.mkdir(parents=True)
     (data / "meta.properties").touch()
     fake.states[3] = "stopped"

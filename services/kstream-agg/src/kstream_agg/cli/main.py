@@ -29,6 +29,9 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "Run a simulated exchange that plays a recording.",
     ),
     "raw-producer": ("services", "Run the raw producer: trades from the exchange into Kafka."),
+    "groups": ("groups", "List, describe and move consumer groups, and their lag."),
+    "consumer": ("consumer", "Read topics, alone or in a group, at a prompt or by a command."),
+    "producer": ("producer", "Make topics and send records, at a prompt or by a command."),
     "demo": ("run", "Play a recorded session through the whole local stack."),
     "push": ("push", "Push lines from standard input through the push proxy."),
     "push-proxy": ("push_proxy", "Run the push proxy: HTTP in, Kafka out."),
@@ -37,7 +40,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "status": ("run", "Show components and figures; exits 0 only when all is healthy."),
     "stop": ("run", "Stop the running stack; its data stays."),
     "sql": ("sql", "Query the stack's Postgres, or open psql on it."),
-    "topics": ("topics", "List the topics."),
+    "topics": ("topics", "List, create, delete, describe and alter topics."),
     "verify": ("verify", "Recompute everything from the raw topic and compare."),
 }
 

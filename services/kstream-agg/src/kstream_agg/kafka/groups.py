@@ -247,6 +247,23 @@ class ConsumerGroups:
         ends = self.ends(places)
         return [PartitionLag(*place, offset, ends[place]) for place, offset in targets.items()]
 
+    def delete(self, name: str) -> None:
+        """Forget a group and all it has committed.
+
+        Raises:
+            UnavailableError: No broker answers.
+            ContractError: There is no such group, or it has members.
+        """
+        with mapped(f"deleting group '{name}'"):
+            try:
+                self._admin.delete_consumer_groups([name], request_timeout=_TIMEOUT_S)[
+                    name
+                ].result()
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                    raise _no_such_group(name) from error
+                raise
+
     def _targets(self, places: list[Place], start: Start) -> dict[Place, int]:
         first = self._offsets(dict.fromkeys(places, _EARLIEST))
         last = self.ends(places)
@@ -271,6 +288,7 @@ class ConsumerGroups:
     acommitted = awaitable(committed)
     alag = awaitable(lag)
     areset = awaitable(reset)
+    adelete = awaitable(delete)
 
 
 _HAS_MEMBERS: Final = frozenset(
