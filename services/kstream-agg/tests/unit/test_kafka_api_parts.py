@@ -129,10 +129,8 @@ def test_the_first_errors_have_a_remedy() -> None:
 
 def test_an_unknown_topic_is_met_with_those_that_sound_like_it() -> None:
     near = no_such_topic("temperature", ["temperatures", "trades"])
-    assert (
-        near.remedy
-        == "did you mean temperatures? else make it: kstream-agg topics create temperature"
-    )
+    make = "make it: kstream-agg topics create"
+    assert near.remedy == f"did you mean temperatures? else {make} temperature"
     assert no_such_topic("x", ["trades"]).remedy == f"{make} x"
 
 

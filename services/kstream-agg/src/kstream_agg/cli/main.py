@@ -30,6 +30,8 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "raw-producer": ("services", "Run the raw producer: trades from the exchange into Kafka."),
     "groups": ("groups", "List, describe and move consumer groups, and their lag."),
+    "temp-gen": ("temperatures", "Write random temperatures: the tutorial's producer."),
+    "average-temp": ("temperatures", "Print their mean as it goes: the tutorial's consumer."),
     "consumer": ("consumer", "Read topics, alone or in a group, at a prompt or by a command."),
     "producer": ("producer", "Make topics and send records, at a prompt or by a command."),
     "demo": ("run", "Play a recorded session through the whole local stack."),

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
 
+from kstream_agg.cli.main import cli
 from kstream_agg.core.errors import KStreamError, StackError
 from kstream_agg.kafka import KafkaCluster, Record, TopicConfiguration
-from kstream_agg.stack import control
 from kstream_agg.stack.brokers import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
     from kstream_agg.stack.testing import LocalCluster
 
+CHECKOUT = Path(__file__).resolve().parents[4]
 WRITES_PER_S = 5_000
 TICK_S = 0.02
 DEADLINE_S = 180.0
@@ -134,41 +138,76 @@ def differences(cluster: LocalCluster, topic: str, written: int) -> str:
     return "; ".join(said)
 
 
-def run(folder: Path, *arguments: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "kstream_agg", "cluster", *arguments, "--data-dir", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=DEADLINE_S,
+@pytest.mark.faults
+@pytest.mark.timeout(400)
+def test_the_tutorial_says_what_happens(local_cluster: LocalCluster, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        # The cluster of this test in place of the one that the tutorial starts and ends.
+        "KSTREAM__DATA_DIR": str(local_cluster.data_dir),
+        "KSTREAM_STACK_DIR": str(local_cluster.data_dir),
+        "KSTREAM_CONFIG_DIR": str(CHECKOUT / "config"),
+    }
+    seen = []
+    for commands, expected in tutorial():
+        done = subprocess.run(
+            ["sh", "-c", commands],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=DEADLINE_S,
+        )
+        assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        if expected is not None:
+            assert like(expected).fullmatch(done.stdout), f"{commands}\n{done.stdout}"
+            seen.append(expected)
+    assert len(seen) == 9
+    assert local_cluster.brokers.status().is_whole
+
+
+def tutorial() -> list[tuple[str, str | None]]:
+    """The blocks of commands with the output shown behind each; without what starts and ends all."""
+    text = (CHECKOUT / "docs" / "tutorial.md").read_text("utf-8")
+    blocks = re.findall(
+        r"^```sh\n(.*?)^```\n(?:\n^```text\n(.*?)^```)?", text, re.DOTALL | re.MULTILINE
     )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout
+    own = ("kstream-agg cluster up --brokers 3", "kstream-agg cluster down")
+    assert [sum(line in block.splitlines() for block, _ in blocks) for line in own] == [1, 1]
+    kept = [
+        (re.sub(f"^({'|'.join(own)}|PATH=.*)$", "", b, flags=re.MULTILINE), t) for b, t in blocks
+    ]
+    return [(block, shown or None) for block, shown in kept if block.strip()]
+
+
+def like(shown: str) -> re.Pattern[str]:
+    """What a shown output stands for: `#` is any number."""
+    return re.compile(re.escape(shown).replace(r"\#", r"\d+"))
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(400)
-def test_the_commands_show_kill_and_heal(local_cluster: LocalCluster) -> None:
-    folder = local_cluster.data_dir
-    local_cluster.kafka.create_topics([TopicConfiguration("watched", 3, 3)])
-    local_cluster.brokers.wait_whole()
-    shown = run(folder, "status")
-    assert shown.count("ready") == 3
-    assert shown.count("(controller)") == 1
-    assert "all partitions are in sync" in shown
-    assert "broker 2 is dead" in run(folder, "kill", "kafka-2", "--lose-data")
+def test_a_broker_that_lost_its_data_is_filled_from_the_others(local_cluster: LocalCluster) -> None:
+    local_cluster.kafka.create_topics([TopicConfiguration("refilled", 3, 3)])
+    with local_cluster.kafka.writer("refilled") as writer:
+        for number in range(1000):
+            writer.produce(Record(b"%d" % number))
+    said = CliRunner()
+    folder = ("--data-dir", str(local_cluster.data_dir))
+    killed = said.invoke(cli, ["cluster", "kill", "kafka-3", "--lose-data", *folder])
+    assert "the data of broker 3 is gone" in killed.output
     wait_for(lambda: local_cluster.kafka.describe().under_replicated, "it is missed")
-    shown = run(folder, "status", code=1)
-    assert "stopped" in shown
-    assert "under-replicated" in shown
-    said = run(folder, "watch", "--replace-dead", "--after", "0", "--until-whole")
-    assert "broker 2 is started anew on an empty log" in said
-    assert "all partitions are in sync" in said
-    run(folder, "kill", "3")
-    assert "broker 3 is ready" in run(folder, "start", "3")
+    shown = said.invoke(cli, ["cluster", "status", *folder])
+    assert shown.exit_code == 1
+    assert "under-replicated" in shown.output
+    started = said.invoke(cli, ["cluster", "start", "3", *folder])
+    assert started.output == "broker 3 is ready\n"
     local_cluster.brokers.wait_whole()
+    shown = said.invoke(cli, ["cluster", "status", *folder])
+    assert shown.exit_code == 0
+    assert shown.output.count("(controller)") == 1
     with pytest.raises(StackError, match="no broker 4"):
         local_cluster.brokers.kill(4)
-    # One at a time: a second dead one would take the quorum.
-    assert control.read_status(folder).is_healthy
+    assert differences(local_cluster, "refilled", 1000) == ""
