@@ -113,6 +113,10 @@ test-soak: $(VENV)/.dev ## Ten minutes without a broker under load (20 min)
 bench: $(VENV)/.dev ## Measure; one JSON line each (ONLY=name for one)
 	cd $(PKG) && ../../$(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
+.PHONY: docs
+docs: $(VENV)/.dev ## Write docs/api.md anew from the docstrings
+	cd $(PKG) && ../../$(BIN)/python tests/support/api_docs.py ../../docs/api.md
+
 .PHONY: lock
 lock: $(VENV)/.dev ## Write the requirement lock files anew (needs uv)
 	sh $(PKG)/lock.sh

@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 import bench_agg_producer
+import bench_client
 import bench_demo_start
 import bench_pipeline
 import bench_push_proxy
@@ -40,6 +41,7 @@ _ON_STACK: Final[dict[str, OnStack]] = {
     "sink": bench_sink.measure,
     "push_proxy": bench_push_proxy.measure,
     "pipeline": bench_pipeline.measure,
+    "client": bench_client.measure,
 }
 _DEMO: Final = "demo_start"
 
@@ -70,8 +72,9 @@ def main() -> None:
 def _run(names: list[str], folder: Path, runs: int) -> None:
     on_stack = [name for name in names if name in _ON_STACK]
     if on_stack:
-        say("starting a stack of Kafka, registry, Connect, Postgres and Zipkin")
-        with LocalStack(folder / "stack") as stack:
+        only = ("kafka",) if on_stack == ["client"] else ()
+        say(f"starting {'Kafka' if only else 'Kafka, registry, Connect, Postgres and Zipkin'}")
+        with LocalStack(folder / "stack", only=only) as stack:
             for name in on_stack:
                 _report(_ON_STACK[name](stack.endpoints, folder, runs))
     if _DEMO in names:

@@ -49,6 +49,9 @@ INLINE = {
     "make bench": "tests/unit/test_benchmarks.py",
     "make test-faults": "the long suites, run by hand",
     "make test-soak": "the long suites, run by hand",
+    "kstream-agg cluster": "tests/faults/test_three_brokers.py",
+    "kstream-agg topics": "tests/stack/test_kafka_cli.py",
+    "kstream-agg producer": "the same",
     "kstream-agg verify": "test_every_command_exits_0_in_the_readmes_order",
     "kstream-agg --debug …": "tests/unit/test_cli_main.py",
 }

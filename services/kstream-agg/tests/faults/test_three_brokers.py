@@ -170,16 +170,15 @@ def test_the_tutorial_says_what_happens(local_cluster: LocalCluster, tmp_path: P
 
 
 def tutorial() -> list[tuple[str, str | None]]:
-    """The blocks of commands with the output shown behind each; without what starts and ends all."""
+    """The blocks of commands with the output shown behind each, but for start and end."""
     text = (CHECKOUT / "docs" / "tutorial.md").read_text("utf-8")
     blocks = re.findall(
         r"^```sh\n(.*?)^```\n(?:\n^```text\n(.*?)^```)?", text, re.DOTALL | re.MULTILINE
     )
     own = ("kstream-agg cluster up --brokers 3", "kstream-agg cluster down")
     assert [sum(line in block.splitlines() for block, _ in blocks) for line in own] == [1, 1]
-    kept = [
-        (re.sub(f"^({'|'.join(own)}|PATH=.*)$", "", b, flags=re.MULTILINE), t) for b, t in blocks
-    ]
+    skipped = re.compile(f"^({'|'.join(own)}|PATH=.*)$", re.MULTILINE)
+    kept = [(skipped.sub("", block), shown) for block, shown in blocks]
     return [(block, shown or None) for block, shown in kept if block.strip()]
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from kstream_agg.stack.endpoints import StackEndpoints
 
 pytestmark = pytest.mark.stack
+
+EXAMPLES = Path(__file__).resolve().parents[4] / "examples"
 
 
 @pytest.fixture
@@ -322,6 +327,22 @@ def test_the_clients_own_figures_can_be_asked_for(stack: StackEndpoints, topic: 
         while "brokers" not in writer.statistics():
             writer.produce_and_flush(Record(b"x"))
         assert writer.statistics()["type"] == "producer"
+
+
+def test_the_example_reads_back_what_it_writes(
+    stack: StackEndpoints, unique: Callable[[str], str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "write_and_read_back.py", unique("example")],
+        env=os.environ | {"KAFKA_BROKERS": stack.bootstrap_servers},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "records/s read, all as written" in done.stdout
+    assert done.stderr.count("\n") <= 1  # a log line at most
 
 
 # --- the errors a newcomer meets first; no broker: test_kafka_layer.py ------------------------
