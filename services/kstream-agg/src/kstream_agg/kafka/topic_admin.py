@@ -16,7 +16,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from kstream_agg.core.errors import TopicMismatchError
+from kstream_agg.core.errors import TopicMismatchError, UnavailableError
 from kstream_agg.core.logs import get_logger
 from kstream_agg.kafka.awaiting import awaitable
 from kstream_agg.kafka.brokers import broker_settings
@@ -42,8 +42,10 @@ __all__ = ["ClusterTopics"]
 _log = get_logger(__name__)
 
 _REQUEST_TIMEOUT_S: Final = 5.0
-# How long a topic that was made may take until all brokers know it.
-_KNOWN_S: Final = 15.0
+# A new topic is in every broker's metadata within milliseconds; a loaded broker takes seconds.
+_LISTED_LOOKS: Final = 100
+_LISTED_PAUSE_S: Final = 0.05
+_INTERNAL: Final = "__"
 
 
 class ClusterTopics:
@@ -99,7 +101,7 @@ class ClusterTopics:
         return {
             name: _description(topic)
             for name, topic in self._metadata().topics.items()
-            if not name.startswith("__")
+            if not name.startswith(_INTERNAL)
         }
 
     def describe_topic(self, name: str) -> TopicDescription:
@@ -134,6 +136,9 @@ class ClusterTopics:
     def create_topics(self, topics: Sequence[TopicConfiguration]) -> list[str]:
         """Create the topics that do not exist; safe to call from several programs at once.
 
+        The controller answers before the brokers have heard of a new topic, so its listing is waited
+        for.
+
         Returns:
             The names of those created by this call.
 
@@ -167,7 +172,7 @@ class ClusterTopics:
                 created.append(name)
         if created:
             _log.info("topics created", topics=created)
-        self._wait_known({topic.name: topic.partitions for topic in missing})
+        self._wait_listed({topic.name: topic.partitions for topic in missing})
         return created
 
     def _compare(
@@ -188,14 +193,13 @@ class ClusterTopics:
                 "delete it with its records (kstream-agg topics delete)",
             )
 
-    def _wait_known(self, partitions: Mapping[str, int]) -> None:
-        """Wait until topics that were just made have their leaders, as far as we are told.
+    def _wait_listed(self, partitions: Mapping[str, int]) -> None:
+        """Wait until the broker that is asked lists topics with these many partitions, all led.
 
         A client that comes too early would be told of an unknown topic.
         """
-        deadline = time.monotonic() + _KNOWN_S
-        while time.monotonic() < deadline:
-            known = self.topics()
+        for _ in range(_LISTED_LOOKS):
+            known = {name: _description(t) for name, t in self._metadata().topics.items()}
             if all(
                 name in known
                 and len(known[name].details) >= count
@@ -203,7 +207,11 @@ class ClusterTopics:
                 for name, count in partitions.items()
             ):
                 return
-            time.sleep(0.02)
+            time.sleep(_LISTED_PAUSE_S)
+        raise UnavailableError(
+            f"no broker lists the new topics or partitions of {', '.join(sorted(partitions))}",
+            remedy="are enough brokers up? kstream-agg cluster status; see the brokers' logs",
+        )
 
     def delete_topics(self, names: Sequence[str]) -> None:
         """Delete topics; those that do not exist are passed over.
@@ -249,7 +257,7 @@ class ClusterTopics:
                     [NewPartitions(name, partitions)], request_timeout=_REQUEST_TIMEOUT_S
                 )
                 futures[name].result()
-                self._wait_known({name: partitions})
+                self._wait_listed({name: partitions})
         except KafkaException as error:
             raise kafka_failure(error, f"changing topic '{name}'") from error
 
