@@ -136,8 +136,8 @@ class ClusterTopics:
     def create_topics(self, topics: Sequence[TopicConfiguration]) -> list[str]:
         """Create the topics that do not exist; safe to call from several programs at once.
 
-        The controller answers before the brokers have heard of a new topic, so its listing is waited
-        for.
+        The controller answers before the brokers have heard of a new topic: this returns when they
+        list it.
 
         Returns:
             The names of those created by this call.
