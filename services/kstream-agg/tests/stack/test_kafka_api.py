@@ -394,6 +394,8 @@ def test_a_message_too_large(cluster: KafkaCluster, topic: str) -> None:
     assert "max.message.bytes" in str(caught.value.remedy)
     with pytest.raises(DeliveryError, match=topic):
         writer.flush()
+    with pytest.raises(DeliveryError, match=topic):
+        writer.produce(Record(b"what follows a lost record"))
 
 
 def test_a_reader_without_a_group_commits_nothing(cluster: KafkaCluster, topic: str) -> None:

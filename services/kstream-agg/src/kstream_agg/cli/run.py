@@ -101,11 +101,12 @@ def status() -> None:
 @click.command()
 def stop() -> None:
     """Stop the running stack; its data stays."""
-    folder = _running(load_stack_settings())
-    if folder is None:
+    folders = _folders(load_stack_settings())
+    running = [folder for folder in folders if control.read_status(folder).is_running]
+    if not running:
         click.echo("no stack runs")
-        return
-    _stop(folder, output())
+    for folder in running:
+        _stop(folder, output())
 
 
 @click.command()

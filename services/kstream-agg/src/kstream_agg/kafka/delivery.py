@@ -58,7 +58,7 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
         if error is None:
             self._writer._delivered += 1  # noqa: SLF001 - its other half
         else:
-            self._error = self._writer._records.fail(error, message.topic() or "")  # noqa: SLF001 - as above
+            self._error = self._writer._fail(error, message.topic() or "")  # noqa: SLF001 - as above
         self._message = message
         if self._wake is not None:
             for wake in tuple(self._wake):

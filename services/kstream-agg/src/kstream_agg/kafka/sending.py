@@ -16,9 +16,13 @@ from kstream_agg.kafka.delivery import Delivered, Delivery
 from kstream_agg.kafka.writer import RecordWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
+    from confluent_kafka import KafkaError
+
+    from kstream_agg.core.errors import DeliveryError
     from kstream_agg.core.settings import KafkaSettings
     from kstream_agg.kafka.codecs import Codec
     from kstream_agg.kafka.record import Record
@@ -71,7 +75,7 @@ class Writer(Generic[T]):
             Metrics(CollectorRegistry()),
             client_id,
         )
-        self._produce = self._records.bare_produce
+        self._produce: Callable[..., None] = self._records.bare_produce
         self._produced = self._delivered = 0
         self._lock = threading.Lock()
         self._server: threading.Thread | None = None
@@ -96,7 +100,7 @@ class Writer(Generic[T]):
         if self._encode is not None and value is not None:
             value = self._encode(value, self.topic)
         delivery = Delivery(self)
-        if record.headers or record.timestamp is not None or self._records.has_failed:
+        if record.headers or record.timestamp is not None:
             self._produce_carefully(record, value, delivery)
             return delivery
         try:  # the way of nearly all records: one call
@@ -208,6 +212,16 @@ class Writer(Generic[T]):
 
     def _on_statistics(self, text: str) -> None:
         self._statistics = text
+
+    def _fail(self, error: KafkaError, topic: str) -> DeliveryError:
+        """Take note of a lost record: from now on every call raises."""
+        failure = self._records.fail(error, topic)
+
+        def refuse(*_record: object) -> None:
+            raise failure
+
+        self._produce = refuse
+        return failure
 
     def _serve(self, timeout_s: float) -> None:
         """Let the client make its delivery reports, waiting for one."""

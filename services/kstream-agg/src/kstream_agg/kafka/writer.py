@@ -175,11 +175,6 @@ class RecordWriter:
                 )
 
     @property
-    def has_failed(self) -> bool:
-        """Whether a record was not delivered."""
-        return self._failure is not None
-
-    @property
     def in_flight(self) -> int:
         """Records queued and not yet acknowledged."""
         return len(self._producer)
