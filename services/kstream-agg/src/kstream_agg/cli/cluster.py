@@ -76,7 +76,7 @@ def up(
 ) -> None:
     """Start the brokers and wait until all partitions are in sync."""
     if _in_docker(
-        "docker compose -f docker-compose.yml -f docker-compose.brokers.yaml up --wait --detach"
+        "docker compose -f docker-compose.yml -f docker-compose.cluster.yaml up --wait"
     ):
         return
     settings = shift_ports(load_stack_settings(), port_offset)
@@ -153,7 +153,7 @@ def start(*, broker: int, data_dir: Path | None) -> None:
 @_data_dir
 def watch(*, replace_dead: bool, after: float, until_whole: bool, data_dir: Path | None) -> None:
     """Tell what happens to the brokers, until Ctrl-C; with --replace-dead, heal it."""
-    if _in_docker("docker compose events", "docker compose up --wait --detach"):
+    if _in_docker("docker compose events", "docker compose up --wait"):
         return
 
     def say(text: str) -> None:
