@@ -43,6 +43,7 @@ INLINE = {
     "make reset": "test_make_uninstall_removes_data_downloads_and_environment",
     "make logs s=COMPONENT": "test_every_command_exits_0_in_the_readmes_order",
     "make logs s=agg-producer": "the same",
+    "make logs s=connectors-watch": "the same",
     "make lint": ".ci/run",
     "make test-unit": "part of this suite",
     "make test": "this very suite",
@@ -52,6 +53,7 @@ INLINE = {
     "kstream-agg cluster": "tests/faults/test_three_brokers.py",
     "kstream-agg topics": "tests/stack/test_kafka_cli.py",
     "kstream-agg producer": "the same",
+    "kstream-agg recompute": "tests/stack/test_recompute.py",
     "kstream-agg verify": "test_every_command_exits_0_in_the_readmes_order",
     "kstream-agg --debug …": "tests/unit/test_cli_main.py",
 }

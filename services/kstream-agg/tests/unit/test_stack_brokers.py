@@ -6,7 +6,9 @@ import struct
 from typing import TYPE_CHECKING, cast
 
 import pytest
+from click.testing import CliRunner
 
+from kstream_agg.cli.cluster import cluster
 from kstream_agg.core.errors import StackError
 from kstream_agg.kafka.topics import (
     BrokerDescription,
@@ -139,3 +141,29 @@ def test_a_broker_with_data_is_started_on_it(tmp_path: Path) -> None:
     fake.states[3] = "stopped"
     Watcher(cast(Brokers, fake), 0.0, said.append).look(replace=True)
     assert "broker 3 is started anew on its data" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("up",), "-f docker-compose.cluster.yaml up --wait"),
+        (("status",), "-p kstream-agg-cluster ps"),
+        (("kill", "2"), "-p kstream-agg-cluster kill kafka-2"),
+        (("start", "kafka"), "-p kstream-agg-cluster start kafka\n"),
+        (("watch",), "-p kstream-agg-cluster events"),
+        (("down",), "-p kstream-agg-cluster stop"),
+    ],
+)
+def test_for_a_stack_in_docker_the_commands_say_what_does_the_same(
+    arguments: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STACK", "docker")
+    done = CliRunner().invoke(cluster, arguments)
+    assert done.exit_code == 0
+    assert says in done.output
+
+
+def test_what_is_no_broker_is_a_usage_error() -> None:
+    done = CliRunner().invoke(cluster, ["kill", "zookeeper"])
+    assert done.exit_code == 2
+    assert "'zookeeper' is no broker" in done.output

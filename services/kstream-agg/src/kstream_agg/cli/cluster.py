@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["cluster"]
 
 _LOOK_S: Final = 0.5
+# The stack in Docker with three brokers is an overlay, and a project of its own.
+_COMPOSE: Final = "docker compose -p kstream-agg-cluster"
+_OVERLAY: Final = " ".join(
+    f"-f docker-compose.{part}" for part in ("yml", "override.yaml", "cluster.yaml")
+)
 
 _data_dir = click.option(
     "--data-dir",
@@ -75,9 +80,7 @@ def up(
     *, brokers: int, profile: str, port_offset: int, timeout: float, data_dir: Path | None
 ) -> None:
     """Start the brokers and wait until all partitions are in sync."""
-    if _in_docker(
-        "docker compose -f docker-compose.yml -f docker-compose.cluster.yaml up --wait"
-    ):
+    if _in_docker(f"docker compose {_OVERLAY} up --wait"):
         return
     settings = shift_ports(load_stack_settings(), port_offset)
     folder = _folder(data_dir)
@@ -96,7 +99,7 @@ def up(
 @_data_dir
 def down(*, data_dir: Path | None) -> None:
     """End the brokers; their data stays."""
-    if _in_docker("docker compose stop"):
+    if _in_docker(f"{_COMPOSE} stop"):
         return
     folder = _folder(data_dir)
     if not control.read_status(folder).components:
@@ -111,7 +114,7 @@ def down(*, data_dir: Path | None) -> None:
 @_data_dir
 def status(*, data_dir: Path | None) -> None:
     """Show brokers, controller, leaders and replicas; exits 0 only when all is in sync."""
-    if _in_docker("docker compose ps", "kstream-agg topics describe TOPIC"):
+    if _in_docker(f"{_COMPOSE} ps", "kstream-agg topics describe TOPIC"):
         return
     found = Brokers(_folder(data_dir)).status()
     _show(found)
@@ -125,7 +128,7 @@ def status(*, data_dir: Path | None) -> None:
 @_data_dir
 def kill(*, broker: int, lose_data: bool, data_dir: Path | None) -> None:
     """Kill BROKER (SIGKILL) and leave it dead: `watch --replace-dead` or `start` bring it back."""
-    if _in_docker(f"docker compose kill {broker_name(broker)}"):
+    if _in_docker(f"{_COMPOSE} kill {broker_name(broker)}"):
         return
     found = Brokers(_folder(data_dir))
     found.kill(broker)
@@ -140,7 +143,7 @@ def kill(*, broker: int, lose_data: bool, data_dir: Path | None) -> None:
 @_data_dir
 def start(*, broker: int, data_dir: Path | None) -> None:
     """Start a dead BROKER on its data, or on an empty log that fills from the others."""
-    if _in_docker(f"docker compose start {broker_name(broker)}"):
+    if _in_docker(f"{_COMPOSE} start {broker_name(broker)}"):
         return
     Brokers(_folder(data_dir)).start(broker)
     click.echo(f"broker {broker} is ready")
@@ -153,7 +156,7 @@ def start(*, broker: int, data_dir: Path | None) -> None:
 @_data_dir
 def watch(*, replace_dead: bool, after: float, until_whole: bool, data_dir: Path | None) -> None:
     """Tell what happens to the brokers, until Ctrl-C; with --replace-dead, heal it."""
-    if _in_docker("docker compose events", "docker compose up --wait"):
+    if _in_docker(f"{_COMPOSE} events", f"docker compose {_OVERLAY} up --wait"):
         return
 
     def say(text: str) -> None:
