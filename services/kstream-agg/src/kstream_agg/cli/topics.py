@@ -11,7 +11,7 @@ from rich.table import Table
 from kstream_agg.cli.kafka_options import SettingType
 from kstream_agg.cli.tools import open_cluster, open_tools, output
 from kstream_agg.kafka.sessions import add_topic
-from kstream_agg.verify.reading import TopicReader
+from kstream_agg.kafka.topic_reader import TopicReader
 
 if TYPE_CHECKING:
     from kstream_agg.kafka import KafkaCluster
