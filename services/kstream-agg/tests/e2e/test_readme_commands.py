@@ -53,8 +53,8 @@ INLINE = {
     "kstream-agg cluster": "tests/faults/test_three_brokers.py",
     "kstream-agg topics": "tests/stack/test_kafka_cli.py",
     "kstream-agg producer": "the same",
-    "kstream-agg recompute": "tests/stack/test_recompute.py",
     "kstream-agg verify": "test_every_command_exits_0_in_the_readmes_order",
+    "kstream-agg recompute": "test_recompute.py",
     "kstream-agg --debug …": "tests/unit/test_cli_main.py",
 }
 
