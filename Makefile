@@ -110,12 +110,16 @@ test-faults: $(VENV)/.dev ## Kill, stop, starve and lie to the services under lo
 	cd $(PKG) && ../../$(BIN)/pytest -m faults $(ARGS)
 
 .PHONY: test-soak
-test-soak: $(VENV)/.dev ## Ten minutes without a broker; ten million trades (25 min)
+test-soak: $(VENV)/.dev ## No broker for ten minutes, ten million trades, 30 brokers killed (40 min)
 	cd $(PKG) && ../../$(BIN)/pytest -m soak $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure; one JSON line each (ONLY=name for one)
 	cd $(PKG) && ../../$(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
+.PHONY: docs
+docs: $(VENV)/.dev ## Write docs/api.md anew from the docstrings
+	cd $(PKG) && ../../$(BIN)/python tests/support/api_docs.py ../../docs/api.md
 
 .PHONY: lock
 lock: $(VENV)/.dev ## Write the requirement lock files anew (needs uv)

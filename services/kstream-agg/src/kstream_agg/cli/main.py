@@ -18,6 +18,7 @@ __all__ = ["cli", "main"]
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "doctor": ("doctor", "Check what this machine lacks to run the local stack."),
     "stack": ("stack", "The local stack: real components as local processes."),
+    "cluster": ("cluster", "A Kafka cluster of several brokers: start, look, kill, heal."),
     "backfill": ("backfill", "Fetch a period of a channel from the exchange's history."),
     "gaps": ("gaps", "List the trades that a raw topic lacks."),
     "batch-sink": ("batch_sink", "Run the sink to ClickHouse, or check what it has written."),
@@ -31,6 +32,11 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "recompute": ("recompute", "Emit old windows again from the raw topic."),
     "raw-producer": ("services", "Run the raw producer: trades from the exchange into Kafka."),
+    "groups": ("groups", "List, describe and move consumer groups, and their lag."),
+    "temp-gen": ("temperatures", "Write random temperatures: the tutorial's producer."),
+    "average-temp": ("temperatures", "Print their mean as it goes: the tutorial's consumer."),
+    "consumer": ("consumer", "Read topics, alone or in a group, at a prompt or by a command."),
+    "producer": ("producer", "Make topics and send records, at a prompt or by a command."),
     "demo": ("run", "Play a recorded session through the whole local stack."),
     "push": ("push", "Push lines from standard input through the push proxy."),
     "push-proxy": ("push_proxy", "Run the push proxy: HTTP in, Kafka out."),
@@ -39,7 +45,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "status": ("run", "Show components and figures; exits 0 only when all is healthy."),
     "stop": ("run", "Stop the running stack; its data stays."),
     "sql": ("sql", "Query the stack's Postgres, or open psql on it."),
-    "topics": ("topics", "List the topics."),
+    "topics": ("topics", "List, create, delete, describe and alter topics."),
     "verify": ("verify", "Recompute everything from the raw topic and compare."),
 }
 

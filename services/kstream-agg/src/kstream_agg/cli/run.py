@@ -26,7 +26,7 @@ from kstream_agg.stack import control
 from kstream_agg.stack.endpoints import find_running
 from kstream_agg.stack.figures import FiguresReader
 from kstream_agg.stack.plan import make_plan
-from kstream_agg.stack.settings import default_data_dir, load_stack_settings
+from kstream_agg.stack.settings import cluster_data_dir, default_data_dir, load_stack_settings
 from kstream_agg.stack.table import DownloadBar
 
 if TYPE_CHECKING:
@@ -103,17 +103,18 @@ def status() -> None:
 @click.command()
 def stop() -> None:
     """Stop the running stack; its data stays."""
-    folder = _running(load_stack_settings())
-    if folder is None:
+    folders = _folders(load_stack_settings())
+    running = [folder for folder in folders if control.read_status(folder).is_running]
+    if not running:
         click.echo("no stack runs")
-        return
-    _stop(folder, output())
+    for folder in running:
+        _stop(folder, output())
 
 
 @click.command()
 @click.option("--yes", is_flag=True, help="Don't ask.")
 def reset(*, yes: bool) -> None:
-    """Remove the data of the live and the demo stack: topics, schemas, rows."""
+    """Remove the data of the live, the demo and the cluster stack: topics, schemas, rows."""
     settings = load_stack_settings()
     folders = [folder for folder in _folders(settings) if folder.exists()]
     if not folders:
@@ -279,7 +280,7 @@ def _figures_reader(folder: Path, found: StackStatus) -> FiguresReader:
 def _folders(settings: StackSettings) -> list[Path]:
     if settings.data_dir is not None:
         return [settings.data_dir.absolute()]
-    return [default_data_dir("live"), default_data_dir("demo")]
+    return [default_data_dir("live"), default_data_dir("demo"), cluster_data_dir()]
 
 
 def _running(settings: StackSettings) -> Path | None:

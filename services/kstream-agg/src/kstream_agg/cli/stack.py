@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kstream_agg.stack.settings import Profile, StackSettings
     from kstream_agg.stack.state import StackStatus
 
-__all__ = ["stack"]
+__all__ = ["shift_ports", "stack"]
 
 _data_dir = click.option(
     "--data-dir",
@@ -58,7 +58,7 @@ def up(  # noqa: PLR0913 - each option of a command is an argument
     data_dir: Path | None,
 ) -> None:
     """Start the stack and wait until it is ready."""
-    settings = _shift(load_stack_settings(), port_offset)
+    settings = shift_ports(load_stack_settings(), port_offset)
     folder = (data_dir or settings.data_dir or default_data_dir(profile)).absolute()
     names = tuple(filter(None, (name.strip() for name in only.split(","))))
     with DownloadBar() as bar:
@@ -165,7 +165,12 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=160)
 
 
-def _shift(settings: StackSettings, offset: int) -> StackSettings:
+def shift_ports(settings: StackSettings, offset: int) -> StackSettings:
+    """The settings with all ports `offset` higher.
+
+    Raises:
+        SettingsError: One of them is no port any more.
+    """
     try:
         return settings.model_copy(update={"ports": settings.ports.shifted(offset)})
     except pydantic.ValidationError as error:

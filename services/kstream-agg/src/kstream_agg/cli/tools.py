@@ -10,6 +10,7 @@ from rich.console import Console
 
 from kstream_agg.core.logs import configure_logging
 from kstream_agg.core.settings import ENV_PREFIX, load_settings
+from kstream_agg.kafka.brokers import BROKERS_VARIABLE
 from kstream_agg.kafka.cluster import KafkaCluster
 from kstream_agg.sinks.settings import AggregatorView, ToolSettings, load_aggregator_view
 from kstream_agg.stack.endpoints import find_running
@@ -30,7 +31,8 @@ def open_tools(tool: str) -> tuple[ToolSettings, AggregatorView]:
 
     Where a local stack runs (`$KSTREAM_STACK_DIR`, else the checkout's live or demo folder), its
     addresses and channels are the defaults. Environment variables go before them, and where the
-    environment names the brokers, it describes another stack: nothing is taken from this one.
+    environment names the brokers (`KAFKA_BROKERS` will do), it describes another stack: nothing is
+    taken from this one.
 
     Args:
         tool: The subcommand, written into log lines.
@@ -38,6 +40,8 @@ def open_tools(tool: str) -> tuple[ToolSettings, AggregatorView]:
     Raises:
         SettingsError: A setting is wrong.
     """
+    if BROKERS_VARIABLE in os.environ:
+        os.environ.setdefault(_BROKERS, os.environ[BROKERS_VARIABLE])
     running = None if _BROKERS in os.environ else find_running()
     if running is not None:
         for name, value in running.environment.items():

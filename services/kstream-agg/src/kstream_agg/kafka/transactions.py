@@ -114,13 +114,15 @@ class TransactionWriter:
                 return True
         return False
 
-    def produce(
+    def produce(  # noqa: PLR0913 - a record's parts, by name
         self,
         topic: str,
         value: bytes | None,
         *,
         key: bytes | None = None,
         headers: Headers | None = None,
+        partition: int = -1,
+        timestamp_ms: int = 0,
     ) -> None:
         """Add a record to the transaction, beginning one when there is none.
 
@@ -129,15 +131,18 @@ class TransactionWriter:
             value: The encoded value; None is a tombstone.
             key: Decides the partition; None spreads at random.
             headers: Name and value pairs.
+            partition: -1 leaves it to the key.
+            timestamp_ms: When it happened, since the epoch; 0 is now.
 
         Raises:
-            DeliveryError: The transaction cannot be committed any more.
+            DeliveryError: The transaction cannot be committed any more, and its kinds that a
+                subclass raises in its place.
         """
         if not self.pending:
             self._begin()
         while True:
             try:
-                self._produce(topic, value, key, headers=headers)
+                self._produce(topic, value, key, partition, timestamp=timestamp_ms, headers=headers)
                 break
             except BufferError:
                 self._wait_for_room()

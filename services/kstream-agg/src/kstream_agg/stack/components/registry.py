@@ -32,7 +32,7 @@ def registry_component(context: StackContext) -> Component:
     """The registry; BACKWARD is its global compatibility before anyone can register."""
     ports = context.ports
     url = registry_url(ports.registry)
-    bootstrap = f"127.0.0.1:{ports.kafka}"
+    bootstrap = context.bootstrap_servers
     return Component(
         name="schema-registry",
         argv=java_command(
