@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 import traceback
 from typing import Final
@@ -34,6 +36,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "reset": ("run", "Remove the data of the live and the demo stack."),
     "run": ("run", "Stream live trades through the whole local stack."),
     "status": ("run", "Show components and figures; exits 0 only when all is healthy."),
+    "setup": ("setup", "One-off steps of a containerised stack."),
     "stop": ("run", "Stop the running stack; its data stays."),
     "sql": ("sql", "Query the stack's Postgres, or open psql on it."),
     "topics": ("topics", "List the topics."),
@@ -76,6 +79,9 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 def main() -> None:
     """Entry point: runs the command and turns our errors into one sentence and an exit code."""
     debug = "--debug" in sys.argv[1:]
+    if os.getpid() == 1:
+        # The kernel keeps signals without a handler from the first process of a container.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         cli.main(prog_name="kstream-agg", standalone_mode=True)
     except KStreamError as error:

@@ -16,6 +16,7 @@ from kstream_agg.stack.accounts import server_account
 from kstream_agg.stack.artifacts import ArtifactCache
 from kstream_agg.stack.download import default_repository
 from kstream_agg.stack.ports import is_taken, port_holder
+from kstream_agg.stack.profiles import COMPONENT_NAMES, artifact_groups
 from kstream_agg.stack.programs import find_java, find_postgres
 from kstream_agg.stack.unpack import is_unpacked
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Check", "examine", "refuse_lack"]
 
 _PYTHON: Final = (3, 11)
+# What the local stack is made of; images need more (the JMX exporter).
+_GROUPS: Final = artifact_groups(COMPONENT_NAMES)
 # Measured: the whole stack takes up to 2.5 GB.
 _MEMORY_MB: Final = 2600
 # Downloads and their unpacked forms; and room for topics and rows.
@@ -116,14 +119,14 @@ def _programs(data_dir: Path) -> Iterator[Check]:
 
 
 def _cache(cache: ArtifactCache) -> Check:
-    missing = cache.absent_bytes()
+    missing = cache.absent_bytes(_GROUPS)
     if missing:
         return Check("Java files", f"{_mb(missing)} MB will be fetched into {cache.folder}")
     return Check("Java files", f"complete in {cache.folder}")
 
 
 def _disks(cache: ArtifactCache, data_dir: Path) -> Iterator[Check]:
-    missing = cache.absent_bytes()
+    missing = cache.absent_bytes(_GROUPS)
     if missing or not is_unpacked(cache):
         yield _disk("disk of the cache", cache.folder, _mb(missing) + _UNPACKED_MB)
     else:  # it may as well be read-only
