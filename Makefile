@@ -39,7 +39,9 @@ setup-dev: $(VENV)/.dev ## Create .venv with the development tools too
 
 # --- running -------------------------------------------------------------------------------
 
-# DETACH=1 returns as soon as all is ready; CHANNELS=a,b subscribes to other channels.
+# DETACH=1 returns as soon as all is ready; CHANNELS=a,b subscribes to other channels; STACK=local or
+# STACK=docker says where it runs (by default in Docker where an engine answers).
+export STACK
 RUN_FLAGS = $(if $(filter-out 0,$(DETACH)),--detach) $(if $(CHANNELS),--channels '$(CHANNELS)')
 DEMO_FLAGS = $(if $(RECORDING),--recording '$(RECORDING)') $(if $(LOOP),--loop '$(LOOP)')
 
@@ -57,7 +59,11 @@ status: $(VENV)/.runtime ## How the running stack is; exits 0 only when all is h
 
 .PHONY: logs
 logs: $(VENV)/.runtime ## The components' logs (s=raw-producer for one of them)
-	@$(KSTREAM) stack logs $(s)
+	@$(KSTREAM) logs $(s)
+
+.PHONY: ps
+ps: $(VENV)/.runtime ## The parts of the running stack, one a line
+	@$(KSTREAM) ps
 
 .PHONY: stop
 stop: $(VENV)/.runtime ## Stop the running stack; its data stays
@@ -102,6 +108,10 @@ test: $(VENV)/.dev ## All tests, against the real local stack
 .PHONY: test-faults
 test-faults: $(VENV)/.dev ## Kill, stop, starve and lie to the services under load
 	cd $(PKG) && ../../$(BIN)/pytest -m faults $(ARGS)
+
+.PHONY: test-compose
+test-compose: $(VENV)/.dev ## The stack in containers: built, run, broken, mended (15 min, Docker)
+	@sh $(PKG)/tests/compose/run.sh $(CURDIR)/$(VENV) $(ARGS)
 
 .PHONY: test-soak
 test-soak: $(VENV)/.dev ## Ten minutes without a broker under load (20 min)

@@ -17,5 +17,5 @@ try:
     said = answer.read(2000).decode(errors="replace").strip()
 except OSError as error:
     sys.exit(f"{url.geturl()} does not answer: {error}")
-print(said)
+sys.stdout.write(f"{said}\n")
 sys.exit(answer.status != http.client.OK)

@@ -45,7 +45,7 @@ def refuse_open_doors(environ: Mapping[str, str]) -> str:
     for name, known in DEVELOPMENT_PASSWORDS.items():
         if environ.get(name, "") in ("", known):
             raise SettingsError(
-                f"BIND_ADDRESS is {address or 'empty'}: {name} must not be the development password",
+                f"BIND_ADDRESS is {address or 'empty'}: {name} is a development password",
                 remedy=f"set {name} in .env, or bind to 127.0.0.1",
             )
     for name, safe, what in _OPEN:
