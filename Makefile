@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PKG := services/kstream-agg
 KSTREAM := $(BIN)/kstream-agg
+# A worker a core, and a module's tests on one of them; more than four are too many stacks at once.
+PARALLEL := -n auto --maxprocesses 4 --dist loadgroup
 
 .PHONY: help
 help: ## List the targets
@@ -99,11 +101,11 @@ format: $(VENV)/.dev ## Let ruff format and fix what it can
 
 .PHONY: test-unit
 test-unit: $(VENV)/.dev ## The tests that need no stack (under 30 s)
-	cd $(PKG) && ../../$(BIN)/pytest -m "not stack and not e2e and not faults and not soak" $(ARGS)
+	cd $(PKG) && ../../$(BIN)/pytest $(PARALLEL) -m "not stack and not e2e and not faults and not soak" $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.dev ## All tests, against the real local stack
-	cd $(PKG) && ../../$(BIN)/pytest -m "not faults and not soak" $(ARGS)
+	cd $(PKG) && ../../$(BIN)/pytest $(PARALLEL) -m "not faults and not soak" $(ARGS)
 
 .PHONY: test-faults
 test-faults: $(VENV)/.dev ## Kill, stop, starve and lie to the services under load

@@ -1,14 +1,23 @@
-"""What all tests may ask for: the real local stack, started once a session when first needed."""
+"""What all tests may ask for: the real local stack, started once a session when first needed.
+
+Under pytest-xdist all workers share that stack: the first that needs it starts it, the process that
+hands out the tests ends it. A module's tests stay on one worker (`--dist loadgroup`), so that its
+fixtures are made once; modules that take a component of the shared stack away are a group.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
+import tempfile
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from kstream_agg.stack import control
 from kstream_agg.stack.endpoints import find_running
 from kstream_agg.stack.testing import LocalStack, open_folder
 
@@ -19,10 +28,44 @@ if TYPE_CHECKING:
 
 # Names a running stack's data folder that is to be used instead of a new one: faster, by hand.
 _RUNNING = "KSTREAM_TEST_STACK"
+# One suspends the shared Postgres, the others query it.
+_TOGETHER = dict.fromkeys(("test_sinks_postgres", "test_tools_cli", "test_verify_run"), "postgres")
+_SHARED = pytest.StashKey[Path]()
+
+
+class _Node(Protocol):
+    """What pytest-xdist hands over of a worker that it is about to start."""
+
+    config: pytest.Config
+    workerinput: dict[str, object]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: _Node) -> None:
+    """Tell a worker the folder of the stack that all share."""
+    if _SHARED not in node.config.stash:
+        folder = Path(tempfile.mkdtemp(prefix="kstream-tests-"))
+        folder.chmod(0o711)
+        node.config.stash[_SHARED] = folder
+    node.workerinput["shared_stack"] = str(node.config.stash[_SHARED])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the workers' common stack, after all of them."""
+    folder = config.stash.get(_SHARED, None)
+    if folder is not None:
+        control.down(folder / "data")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_TOGETHER.get(item.path.stem, item.path.stem)))
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[StackEndpoints]:
+def stack(request: pytest.FixtureRequest) -> Iterator[StackEndpoints]:
     """The addresses of a running base stack: Kafka, registry, Connect, Postgres, Zipkin."""
     named = os.environ.get(_RUNNING)
     if named:
@@ -31,8 +74,22 @@ def stack() -> Iterator[StackEndpoints]:
             pytest.fail(f"{_RUNNING} names {named}, where no stack runs")
         yield found
         return
+    shared = getattr(request.config, "workerinput", {}).get("shared_stack")
+    if shared is not None:
+        yield _started_once(Path(shared))
+        return
     with open_folder("kstream-tests-") as folder, LocalStack(folder) as running:
         yield running.endpoints
+
+
+def _started_once(folder: Path) -> StackEndpoints:
+    """The workers' common stack; whoever comes second waits until the first has started it."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        own = LocalStack(folder / "data")
+        if find_running(folder / "data") is None:
+            own.start()
+        return own.endpoints
 
 
 @pytest.fixture

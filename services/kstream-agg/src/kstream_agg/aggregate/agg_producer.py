@@ -11,7 +11,7 @@ from kstream_agg.aggregate.intake import Instruments, TradeReader
 from kstream_agg.aggregate.keeping import StateKeeper
 from kstream_agg.aggregate.outputs import TopicOutputs
 from kstream_agg.aggregate.processor import AggregatingProcessor
-from kstream_agg.core.errors import TopicMismatchError, UnavailableError
+from kstream_agg.core.errors import TopicMismatchError
 from kstream_agg.core.logs import get_logger
 from kstream_agg.core.names import (
     average_topic,
@@ -20,6 +20,7 @@ from kstream_agg.core.names import (
     late_topic,
 )
 from kstream_agg.core.schemas import AVERAGE
+from kstream_agg.core.service import until_available
 from kstream_agg.kafka.cluster import KafkaCluster, TopicConfiguration, topic_configuration
 from kstream_agg.kafka.group_transactions import GroupTransactionWriter
 from kstream_agg.kafka.reader import make_consumer
@@ -30,7 +31,6 @@ from kstream_agg.pipeline.loop import ConsumerLoop, LoopSettings
 from kstream_agg.pipeline.progress import Progress
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Mapping
 
     from kstream_agg.aggregate.changelog import RecordSink
@@ -243,7 +243,7 @@ def _prepare(
         cluster.create_topics(topics_of(settings))
         cluster.create_topics(changelogs_of(settings, cluster.topics()))
 
-    if not _until_available(ctx.stop, create_topics):
+    if not until_available(ctx.stop, create_topics):
         return None
     ctx.health.set_not_ready(f"waiting for the schema registry at {settings.registry.url}")
     if not registry.wait(ctx.stop):
@@ -255,17 +255,4 @@ def _prepare(
             names = average_topics(topic, settings)
             averages[topic] = [(name, registry.register_value(name, AVERAGE)) for name in names]
 
-    return averages if _until_available(ctx.stop, register) else None
-
-
-def _until_available(stop: threading.Event, step: Callable[[], object]) -> bool:
-    """Repeat a step while what it needs does not answer; False when asked to stop."""
-    while not stop.is_set():
-        try:
-            step()
-        except UnavailableError as error:
-            _log.warning("trying again", reason=str(error))
-            stop.wait(1.0)
-        else:
-            return True
-    return False
+    return averages if until_available(ctx.stop, register) else None

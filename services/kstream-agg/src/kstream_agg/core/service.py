@@ -9,20 +9,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kstream_agg.core.clock import Clock, SystemClock
+from kstream_agg.core.errors import UnavailableError
 from kstream_agg.core.health import Health, HealthServer
 from kstream_agg.core.logs import configure_logging, get_logger
 from kstream_agg.core.metrics import Metrics
 from kstream_agg.core.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from kstream_agg.core.settings import ServiceSettings
 
-__all__ = ["ServiceContext", "run_service"]
+__all__ = ["ServiceContext", "run_service", "until_available"]
 
 _log = get_logger(__name__)
+
+_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +75,24 @@ def run_service(name: str, settings: ServiceSettings) -> Iterator[ServiceContext
         for sig, handler in previous.items():
             signal.signal(sig, handler)
         _log.info("stopped")
+
+
+def until_available(stop: threading.Event, step: Callable[[], object]) -> bool:
+    """Repeat a step of a start for as long as what it needs does not answer.
+
+    Args:
+        stop: Ends the waiting.
+        step: Raises UnavailableError when it is to be repeated; other errors pass through.
+
+    Returns:
+        False when asked to stop before it was done.
+    """
+    while not stop.is_set():
+        try:
+            step()
+        except UnavailableError as error:
+            _log.warning("trying again", reason=str(error))
+            stop.wait(_AGAIN_S)
+        else:
+            return True
+    return False

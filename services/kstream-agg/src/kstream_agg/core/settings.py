@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from kstream_agg.core.errors import SettingsError
 from kstream_agg.core.names import channel_topic, parse_period
+from kstream_agg.core.settings_errors import ENV_PREFIX, explain_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +48,6 @@ __all__ = [
     "read_secret",
 ]
 
-ENV_PREFIX = "KSTREAM__"
 TOP_LEVEL_KEYS: Final = frozenset(
     [
         "artifacts",
@@ -321,7 +321,7 @@ def load_settings(
     try:
         return settings_type(**values)
     except PydanticValidationError as error:
-        raise SettingsError(_explain(error, values, path)) from error
+        raise SettingsError(explain_settings(error, settings_type, values, path)) from error
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -346,26 +346,3 @@ def _refuse_mistyped(environ: Mapping[str, str]) -> None:
                 f"environment variable {variable}: no service has a setting '{first}'",
                 remedy=f"did you mean {ENV_PREFIX}{near[0].upper()}?" if near else None,
             )
-
-
-def _explain(error: PydanticValidationError, values: Mapping[str, Any], path: Path) -> str:
-    lines = []
-    for item in error.errors(include_url=False, include_input=False):
-        keys = [str(part) for part in item["loc"]]
-        variable = ENV_PREFIX + "__".join(keys).upper()
-        place = f"environment variable {variable}" if variable in os.environ else str(path)
-        if variable not in os.environ and not _has_key(values, keys):
-            place = "environment"
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "no such setting"
-        lines.append(f"{'.'.join(keys)} ({place}): {message}")
-    return "wrong settings: " + "; ".join(lines)
-
-
-def _has_key(values: object, keys: list[str]) -> bool:
-    for key in keys:
-        if not isinstance(values, dict) or key not in values:
-            return False
-        values = values[key]
-    return True

@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from kstream_agg.core.errors import UnavailableError
 from kstream_agg.core.logs import get_logger
 from kstream_agg.core.names import channel_topic, dead_letter_topic, gaps_topic, progress_topic
 from kstream_agg.core.schemas import RAW_TRADE, SOURCE_PROGRESS, TRADE_GAP
+from kstream_agg.core.service import until_available
 from kstream_agg.deribit.backfill import BACKFILL_PATH, backfill_action, fetch_period
 from kstream_agg.deribit.handover import HandOver
 from kstream_agg.deribit.lane import Lane, LaneSchemas
@@ -32,7 +32,6 @@ from kstream_agg.kafka.transactions import TransactionWriter
 from kstream_agg.kafka.wire import RecordDecoder
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Coroutine, Iterator
 
     from kstream_agg.core.service import ServiceContext
@@ -147,7 +146,7 @@ def _prepare(settings: RawProducerSettings, ctx: ServiceContext) -> _Start | Non
         for topic in settings.raw_topics
         for configuration in _configurations(topic, settings.topic)
     ]
-    if not _until_available(ctx.stop, lambda: cluster.create_topics(topics)):  # 1.
+    if not until_available(ctx.stop, lambda: cluster.create_topics(topics)):  # 1.
         return None
     writer = TransactionWriter(settings.kafka, ctx.metrics, ctx.name, settings.transactional_id)
     if not writer.start(ctx.stop):  # 2.
@@ -163,7 +162,7 @@ def _prepare(settings: RawProducerSettings, ctx: ServiceContext) -> _Start | Non
                 _open_lane(channel, registry, settings, ctx.name) for channel in settings.channels
             ]
 
-        if not _until_available(ctx.stop, restore):  # 3.
+        if not until_available(ctx.stop, restore):  # 3.
             return None
     return _Start(lanes, writer)
 
@@ -208,16 +207,3 @@ def _open_lane(
         )
     overlap_ms = round(settings.history.overlap_s * 1000)
     return Lane(channel, schemas, ledger, restore_periods(values, decoder), overlap_ms)
-
-
-def _until_available(stop: threading.Event, step: Callable[[], object]) -> bool:
-    """Repeat a step while what it needs does not answer; False when asked to stop."""
-    while not stop.is_set():
-        try:
-            step()
-        except UnavailableError as error:
-            _log.warning("trying again", reason=str(error))
-            stop.wait(1.0)
-        else:
-            return True
-    return False

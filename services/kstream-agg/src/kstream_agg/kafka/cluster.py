@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,10 @@ __all__ = ["KafkaCluster", "TopicConfiguration", "TopicDescription", "topic_conf
 _log = get_logger(__name__)
 
 _REQUEST_TIMEOUT_S: Final = 5.0
+# A new topic is in every broker's metadata within milliseconds; a loaded broker takes seconds.
+_LISTED_LOOKS: Final = 100
+_LISTED_PAUSE_S: Final = 0.05
+_INTERNAL: Final = "__"
 _HOUR_MS: Final = 3_600_000
 
 
@@ -149,7 +154,7 @@ class KafkaCluster:
                 min((len(p.replicas) for p in topic.partitions.values()), default=0),
             )
             for name, topic in metadata.topics.items()
-            if not name.startswith("__")
+            if not name.startswith(_INTERNAL)
         }
 
     def topic_config(self, topic: str) -> dict[str, str]:
@@ -172,7 +177,8 @@ class KafkaCluster:
     def create_topics(self, topics: Sequence[TopicConfiguration]) -> list[str]:
         """Create the topics that do not exist; safe to call from several services at once.
 
-        An existing topic is left as it is: an operator may have changed it.
+        An existing topic is left as it is: an operator may have changed it. The controller answers
+        before the brokers have heard of a new topic, so its listing is waited for.
 
         Returns:
             The names of those created by this call.
@@ -203,7 +209,19 @@ class KafkaCluster:
                 created.append(name)
         if created:
             _log.info("topics created", topics=created)
+        self._wait_until_listed(wanted)
         return created
+
+    def _wait_until_listed(self, topics: Iterable[TopicConfiguration]) -> None:
+        names = {topic.name for topic in topics if not topic.name.startswith(_INTERNAL)}
+        for _ in range(_LISTED_LOOKS):
+            if names <= self.topics().keys():
+                return
+            time.sleep(_LISTED_PAUSE_S)
+        raise UnavailableError(
+            f"no broker lists the new topics {', '.join(sorted(names))}",
+            remedy="see the broker's log",
+        )
 
     def delete_topics(self, names: Sequence[str]) -> None:
         """Delete topics; those that do not exist are passed over.

@@ -443,4 +443,4 @@ def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> list[Top
 
 
 def _as_kafka(partitions: Iterable[Partition]) -> list[TopicPartition]:
-    return [TopicPartition(partition.topic, partition.number) for partition in partitions]
+    return [TopicPartition(partition.topic, partition.number) for partition in sorted(partitions)]

@@ -11,6 +11,7 @@ from kstream_agg.proxy.outcomes import OK, Answer, Failure, refusal
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from kstream_agg.proxy.accepting import Acceptor
     from kstream_agg.proxy.handler import Handler
 
 __all__ = ["PREFLIGHT", "ConnectionRules", "ConnectionState", "not_allowed", "render"]
@@ -51,6 +52,7 @@ class ConnectionState:
         pages: What GET gives, by path: content type and body.
         rules: What connections go by.
         monotonic: Seconds on a clock that never goes back.
+        acceptor: Takes further connections from the listening socket.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class ConnectionState:
         pages: Mapping[bytes, tuple[str, bytes]],
         rules: ConnectionRules,
         monotonic: Callable[[], float],
+        acceptor: Acceptor | None = None,
     ) -> None:
+        self.acceptor = acceptor
         self.handler = handler
         self.pages = pages
         self.rules = rules

@@ -44,8 +44,12 @@ class PushProtocol(asyncio.Protocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        takes_more: bool = True,
     ) -> None:
-        del config, _loop
+        del _loop
+        self._config = config
+        self._takes_more = takes_more  # what it takes with it does not
         self._server = server_state
         self._state: ConnectionState = app_state["connections"]
         self._rules = self._state.rules
@@ -82,6 +86,8 @@ class PushProtocol(asyncio.Protocol):
         self._deadline = state.now + self._rules.request_timeout_s
         if len(state.connections) > self._rules.max_connections:
             self._refuse(Failure(503, "too many connections: try again later", 1))
+        if self._takes_more and state.acceptor is not None:
+            state.acceptor.take_more(self._another, self._config.ssl)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone; what is on its way goes on."""
@@ -93,8 +99,10 @@ class PushProtocol(asyncio.Protocol):
         self._transport = None
         self._queue.clear()
 
-    def eof_received(self) -> None:
-        """The client sends no more."""
+    def eof_received(self) -> bool:
+        """The client sends no more; what it waits for it still gets."""
+        self._keep_alive = False
+        return self._answering and self._transport is not None and self._transport.can_write_eof()
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
@@ -201,6 +209,11 @@ class PushProtocol(asyncio.Protocol):
                 self._transport.pause_reading()
         else:
             self._serve(request)
+
+    def _another(self) -> PushProtocol:
+        return PushProtocol(
+            self._config, self._server, {"connections": self._state}, takes_more=False
+        )
 
     # --- serving ---------------------------------------------------------------------------
 

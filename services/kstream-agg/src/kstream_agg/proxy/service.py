@@ -79,8 +79,9 @@ def run_push_proxy(settings: ProxySettings) -> None:
     )
     with _runtime_folder() as runtime, run_service(SERVICE, shared) as context:
         SharedBuckets.create(runtime / "buckets")
-        config = _config(settings, runtime)
-        listener = _bind(config)
+        app = WorkerApp(settings, runtime, os.getpid())
+        config = _config(settings, app)
+        app.listener = listener = _bind(config)
         _log.info(
             "listening",
             host=http.host,
@@ -101,10 +102,10 @@ def run_push_proxy(settings: ProxySettings) -> None:
             raise UnavailableError("a worker ended with an error; its log lines say which")
 
 
-def _config(settings: ProxySettings, runtime: Path) -> Config:
+def _config(settings: ProxySettings, app: WorkerApp) -> Config:
     http = settings.http
     return Config(
-        WorkerApp(settings, runtime, os.getpid()),
+        app,
         host=http.host,
         port=http.port,
         loop="uvloop",

@@ -21,6 +21,7 @@ from kstream_agg.core.errors import KStreamError
 from kstream_agg.core.logs import configure_logging, get_logger
 from kstream_agg.core.telemetry import Telemetry
 from kstream_agg.kafka.cluster import KafkaCluster, topic_configuration
+from kstream_agg.proxy.accepting import Acceptor
 from kstream_agg.proxy.access import Access
 from kstream_agg.proxy.connections import ConnectionRules, ConnectionState
 from kstream_agg.proxy.handler import Handler, HandlerParts, HandlerRules
@@ -37,6 +38,7 @@ from kstream_agg.proxy.topics import Topics
 from kstream_agg.proxy.tracing import Tracing
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
@@ -70,6 +72,8 @@ class WorkerApp:
         self._settings = settings
         self._runtime = runtime
         self._parent = parent
+        self.listener: socket.socket | None = None
+        """The listening socket, for the workers to take several connections a turn."""
 
     async def __call__(
         self,
@@ -85,7 +89,7 @@ class WorkerApp:
         async with contextlib.AsyncExitStack() as stack:
             try:
                 worker = await stack.enter_async_context(
-                    Worker(self._settings, self._runtime, self._parent)
+                    Worker(self._settings, self._runtime, self._parent, self.listener)
                 )
             except KStreamError as error:
                 _log.error("the worker cannot start", error=str(error), remedy=error.remedy)
@@ -100,10 +104,17 @@ class WorkerApp:
 class Worker:
     """The parts of one worker; an async context manager from start to clean end."""
 
-    def __init__(self, settings: ProxySettings, runtime: Path, parent: int) -> None:
+    def __init__(
+        self,
+        settings: ProxySettings,
+        runtime: Path,
+        parent: int,
+        listener: socket.socket | None = None,
+    ) -> None:
         self._settings = settings
         self._runtime = runtime
         self._parent = parent
+        self._acceptor = Acceptor(listener, settings.http.worker_count) if listener else None
         self._tasks: list[asyncio.Task[None]] = []
         self._clock = SystemClock()
         loop = asyncio.get_running_loop()
@@ -135,6 +146,7 @@ class Worker:
             pages(with_keys=bool(settings.security.api_keys)),
             self._connection_rules(),
             self._clock.monotonic,
+            self._acceptor,
         )
         self._server: asyncio.Server | None = None
         self._reached = False
@@ -158,6 +170,8 @@ class Worker:
 
     async def __aexit__(self, *exc: object) -> None:
         """Uvicorn has stopped accepting, and the requests are answered or out of time."""
+        if self._acceptor is not None:
+            self._acceptor.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
