@@ -1,6 +1,7 @@
 #!/bin/sh
 # Gives this machine a Docker engine for the compose test, in a folder of its own.
-# usage: engine.sh start FOLDER   writes FOLDER/env, to be read by the shell that calls docker
+# usage: engine.sh check FOLDER   says why there can be none (exit code 3), or nothing
+#        engine.sh start FOLDER   writes FOLDER/env, to be read by the shell that calls docker
 #        engine.sh stop FOLDER    ends it; its images and volumes are removed (KEEP_ENGINE_DATA=1: kept)
 #
 # An engine that answers already, with Compose 2 and buildx, is used as it is. Otherwise, only with
@@ -70,16 +71,25 @@ fetch_packages() {
 
 libraries() { for place in "$1"/usr/lib/*-linux-gnu; do printf '%s' "$place"; done; }
 
+answers() {
+    docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 &&
+        docker buildx version >/dev/null 2>&1
+}
+
+check() {
+    answers && return
+    [ "${ALLOW_START_DOCKERD:-}" = 1 ] || cannot "none answers; ALLOW_START_DOCKERD=1 lets one be started"
+    [ "$(id -u)" = 0 ] || cannot "starting one needs root"
+    command -v apt-get >/dev/null || cannot "this is no Debian"
+}
+
 start() {
-    if docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 &&
-        docker buildx version >/dev/null 2>&1; then
+    if answers; then
         say "an engine answers: it is used"
         : >"$folder/env"
         return
     fi
-    [ "${ALLOW_START_DOCKERD:-}" = 1 ] || cannot "none answers; ALLOW_START_DOCKERD=1 lets one be started"
-    [ "$(id -u)" = 0 ] || cannot "starting one needs root"
-    command -v apt-get >/dev/null || cannot "this is no Debian"
+    check
     [ -x "$root/usr/sbin/dockerd" ] || fetch_packages
     mkdir -p "$state"
     PATH=$root/usr/sbin:$root/usr/bin:$PATH LD_LIBRARY_PATH=$(libraries "$root") \
@@ -127,6 +137,6 @@ stop() {
 }
 
 case $command in
-start | stop) "$command" ;;
-*) say "usage: engine.sh start|stop FOLDER" && exit 2 ;;
+check | start | stop) "$command" ;;
+*) say "usage: engine.sh check|start|stop FOLDER" && exit 2 ;;
 esac

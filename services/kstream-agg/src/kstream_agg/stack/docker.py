@@ -228,7 +228,7 @@ class ComposeProject:
 
 
 def project_of(kind: Kind) -> ComposeProject:
-    """The checkout's project of a kind, whether it runs or not.
+    """The checkout's project of a kind, whether it runs or not; named as Compose names it.
 
     Raises:
         SettingsError: This is no checkout.
@@ -236,7 +236,7 @@ def project_of(kind: Kind) -> ComposeProject:
     root = config_dir().parent
     if not (root / _FILE).exists():
         raise SettingsError(f"{root} has no {_FILE}", remedy="run inside the checkout")
-    return ComposeProject(_NAMES[kind], root, kind)
+    return ComposeProject(os.environ.get("COMPOSE_PROJECT_NAME", _NAMES[kind]), root, kind)
 
 
 def find_project(environ: Mapping[str, str] = os.environ) -> ComposeProject | None:
