@@ -27,7 +27,9 @@ def compose() -> Iterator[Compose]:
     ports = dict(zip(names, map(str, free_ports(len(names))), strict=True))
     clean = {name: text for name, text in os.environ.items() if not name.startswith("KSTREAM")}
     found = Compose({**clean, **ports, "STACK": "docker", "COMPOSE_PROJECT_NAME": PROJECT})
-    found("down", "--volumes", "--remove-orphans", check=False)
+    keep = "KSTREAM_COMPOSE_KEEP" in os.environ  # by hand: the next run finds it as it is
+    if not keep:
+        found("down", "--volumes", "--remove-orphans", check=False)
     try:
         begin = time.monotonic()
         found("build")
@@ -40,7 +42,8 @@ def compose() -> Iterator[Compose]:
         yield found
     finally:
         report(found)
-        found("down", "--volumes", "--remove-orphans", check=False)
+        if not keep:
+            found("down", "--volumes", "--remove-orphans", check=False)
 
 
 def report(compose: Compose) -> None:

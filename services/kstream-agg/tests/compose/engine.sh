@@ -2,7 +2,7 @@
 # Gives this machine a Docker engine for the compose test, in a folder of its own.
 # usage: engine.sh check FOLDER   says why there can be none (exit code 3), or nothing
 #        engine.sh start FOLDER   writes FOLDER/env, to be read by the shell that calls docker
-#        engine.sh stop FOLDER    ends it; its images and volumes are removed (KEEP_ENGINE_DATA=1: kept)
+#        engine.sh stop FOLDER    ends one that `start` started; its images and volumes are removed (KEEP_ENGINE_DATA=1: kept)
 #
 # An engine that answers already, with Compose 2 and buildx, is used as it is. Otherwise, only with
 # ALLOW_START_DOCKERD=1 and as root: the packages are downloaded from the machine's own Debian
@@ -121,6 +121,8 @@ END
 }
 
 stop() {
+    # Empty: it was there before, and stays.
+    [ -s "$folder/env" ] || return 0
     if [ -f "$state/pid" ]; then
         pid=$(cat "$state/pid")
         kill "$pid" 2>/dev/null || true
