@@ -88,7 +88,10 @@ uninstall: ## Stop, then remove data, downloads and .venv (asks first; YES=1 doe
 # --- development ---------------------------------------------------------------------------
 
 .PHONY: lint
-lint: $(VENV)/.dev ## ruff, mypy (strict) and the layer contract
+lint: $(VENV)/.dev ## ruff, mypy (strict), the layer contract, shellcheck and hadolint
+	$(BIN)/shellcheck .ci/run .ci/*.sh $(PKG)/lock.sh $(PKG)/tests/compose/*.sh \
+		$(PKG)/tests/compose/standins/scripts/*
+	$(BIN)/hadolint $(PKG)/Dockerfile services/connect/Dockerfile $(PKG)/tests/compose/standins/Dockerfile
 	cd $(PKG) && ../../$(BIN)/ruff check . && ../../$(BIN)/ruff format --check .
 	cd $(PKG) && ../../$(BIN)/ruff check --config pyproject.toml ../../examples
 	cd $(PKG) && ../../$(BIN)/ruff format --config pyproject.toml --check ../../examples

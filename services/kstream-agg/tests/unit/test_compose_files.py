@@ -26,7 +26,12 @@ class Loader(yaml.SafeLoader):
     """Knows Compose's own tags."""
 
 
-Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
+def _override(loader: Loader, node: yaml.Node) -> list[Any]:
+    assert isinstance(node, yaml.SequenceNode)
+    return list(loader.construct_sequence(node))
+
+
+Loader.add_constructor("!override", _override)
 
 
 def load(name: str) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class ArtifactCache:
             groups: Names of groups; default all of them.
         """
         chosen = self._groups if groups is None else groups
-        wanted = [artifact for group in chosen for artifact in self._groups[group]]
+        wanted = [artifact for group in chosen for artifact in self._groups.get(group, ())]
         return sum(a.size for a in wanted if _size(self._place(a)) != a.size)
 
     def ensure(

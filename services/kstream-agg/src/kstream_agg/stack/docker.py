@@ -34,6 +34,7 @@ __all__ = [
     "has_volumes",
     "look_for_engine",
     "project_of",
+    "published_ports",
 ]
 
 # `start_interval` needs this engine, `!override` and optional dependencies this Compose.
@@ -256,6 +257,14 @@ def find_project(environ: Mapping[str, str] = os.environ) -> ComposeProject | No
             kind: Kind = "demo" if row["Name"] == _NAMES["demo"] else "live"
             return ComposeProject(row["Name"], root, kind)
     return None
+
+
+def published_ports(environ: Mapping[str, str] = os.environ) -> dict[str, int]:
+    """The ports of this machine that the compose files take, by the variable that sets each."""
+    file = config_dir().parent / "docker-compose.override.yaml"
+    text = file.read_text("utf-8") if file.exists() else ""
+    found = re.findall(r"\$\{([A-Z0-9_]+_PORT):-(\d+)\}", text)
+    return {name: int(environ.get(name, default)) for name, default in found}
 
 
 def has_volumes(environ: Mapping[str, str] = os.environ) -> bool:
