@@ -57,6 +57,8 @@ def test_status_shows_healthy_containers_and_figures(compose: Compose) -> None:
     assert "trades received" in said
     assert "rows in trades_btc_perpetual" in said
     assert "zipkin" in said
+    assert "aggregating" in compose.cli("logs", "agg-producer")
+    assert "kstream-agg-test-agg-producer-1" in compose.cli("ps")
 
 
 def test_trades_arrive_and_verify_finds_every_window_right(compose: Compose) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from kstream_agg.cli.board import figures_table
 from kstream_agg.cli.tools import output
-from kstream_agg.core.errors import StackError
+from kstream_agg.core.errors import StackError, UnavailableError
 from kstream_agg.core.settings import load_settings
 from kstream_agg.sinks.settings import ToolSettings, load_aggregator_view
 from kstream_agg.stack.docker import find_project, project_of
@@ -49,6 +49,7 @@ def start(kind: Kind, *, detach: bool) -> None:
 
     Raises:
         StackError: Another of the checkout's projects runs, or Compose fails.
+        UnavailableError: Some containers do not get healthy; they go on trying.
     """
     project = project_of(kind)
     running = find_project()
@@ -56,7 +57,7 @@ def start(kind: Kind, *, detach: bool) -> None:
         raise StackError(
             f"the project {running.name} runs, on the same ports", remedy="stop it: make stop"
         )
-    project.run("up", "--detach", "--build", "--wait", "--wait-timeout", str(_READY_S))
+    _up(project)
     console = output()
     containers = project.containers()
     if detach:
@@ -72,7 +73,20 @@ def start(kind: Kind, *, detach: bool) -> None:
         while not leave.is_set():
             live.update(_board(project.containers(), reader), refresh=True)
             leave.wait(_REDRAW_S)
-    project.run("stop")
+    stop(project)
+
+
+def _up(project: ComposeProject) -> None:
+    try:
+        project.run("up", "--detach", "--build", "--wait", "--wait-timeout", str(_READY_S))
+    except StackError as error:
+        late = [each.service for each in project.containers() if not each.is_healthy]
+        if not late:
+            raise
+        remedy = f"make logs s={late[0]}"
+        if late == ["raw-producer"] and project.kind == "live":
+            remedy += "; without the exchange, look around with a recording: make stop, make demo"
+        raise UnavailableError(f"not healthy: {', '.join(late)}", remedy=remedy) from error
 
 
 def show(project: ComposeProject) -> None:
