@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(900)
 
-OURS = ("raw-producer", "agg-producer", "push-proxy", "deribit-simulator")
+OURS = (
+    "raw-producer",
+    "agg-producer",
+    "connectors-watch",
+    "push-proxy",
+    "deribit-simulator",
+)
 FILES = {
     "alone": ["docker-compose.yml"],
     "as it is": ["docker-compose.yml", "docker-compose.override.yaml"],

@@ -45,6 +45,7 @@ INLINE = {
     "make test-compose": "tests/compose, where there is an engine",
     "make logs s=COMPONENT": "test_every_command_exits_0_in_the_readmes_order",
     "make logs s=agg-producer": "the same",
+    "make logs s=connectors-watch": "the same",
     "make lint": ".ci/run",
     "make test-unit": "part of this suite",
     "make test": "this very suite",

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
-from websockets.sync.client import connect
 
 from kstream_agg.cli.main import cli
 from kstream_agg.core.errors import ContractError, SettingsError, UnavailableError
@@ -17,7 +16,7 @@ from kstream_agg.core.settings import HttpSettings
 from kstream_agg.deribit.settings import SourceSettings
 from kstream_agg.deribit.simulation.generator import generate_trades
 from kstream_agg.deribit.simulator import simulator_in_thread
-from kstream_agg.deribit.testing import Market, ProducerThread, wait_for
+from kstream_agg.deribit.testing import Market, ProducerThread, play_unheard, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from click.testing import Result
 
     from kstream_agg.deribit.recording import Recording
-    from kstream_agg.deribit.simulator import SimulatorThread
     from kstream_agg.stack.endpoints import StackEndpoints
 
 pytestmark = pytest.mark.stack
@@ -45,17 +43,6 @@ def market(stack: StackEndpoints, monkeypatch: pytest.MonkeyPatch) -> Iterator[M
     made.remove()
 
 
-def play(simulator: SimulatorThread, market: Market) -> None:
-    """Let the whole recording happen while nobody of ours is there."""
-    with connect(simulator.websocket_url) as websocket:
-        call = {"id": 1, "method": "public/subscribe", "params": {"channels": [market.channel]}}
-        websocket.send(json.dumps({"jsonrpc": "2.0", **call}))
-        received = 0
-        while received < len(simulator.recording.trades):
-            message = json.loads(websocket.recv(60))
-            received += len(message.get("params", {}).get("data", ()))
-
-
 def iso(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat()
 
@@ -72,7 +59,7 @@ def test_the_running_producer_fetches_a_period_and_repeats_are_not_written(marke
     recording = generate_trades(seed=8, count=3_000, instruments=market.instruments)
     times = [trade["timestamp"] for trade in recording.trades]
     with simulator_in_thread(recording, loop=50) as simulator:
-        play(simulator, market)
+        play_unheard(simulator, market)
         settings = market.settings(simulator.websocket_url)
         with ProducerThread(settings) as producer:
             wait_for(lambda: producer.health.not_ready() is None, "the subscription")
@@ -100,7 +87,7 @@ def test_a_period_is_fetched_without_a_producer(market: Market) -> None:
     recording = generate_trades(seed=9, count=3_000, instruments=market.instruments)
     times = [trade["timestamp"] for trade in recording.trades]
     with simulator_in_thread(recording) as simulator:
-        play(simulator, market)
+        play_unheard(simulator, market)
         variables = {
             "KSTREAM__EXCHANGE__URL": simulator.websocket_url,
             "KSTREAM__CHANNELS": market.channel,
@@ -143,6 +130,31 @@ def test_gaps_names_what_the_topic_lacks(market: Market) -> None:
     table = invoke("gaps", "--channel", market.channel)
     assert "3 trades are missing" in table.stdout
     assert isinstance(invoke("gaps", "trades-no-such").exception, ContractError)
+    recorded = invoke("gaps", market.topic, "--recorded", "--json")
+    assert recorded.exit_code == 1
+    lines = [json.loads(line) for line in recorded.stdout.splitlines()]
+    assert [(line["first_seq"], line["last_seq"], line["filled"]) for line in lines] == [
+        (7, 8, 0),
+        (20, 20, 0),
+    ]
+
+    # The exchange gives two of the three after all.
+    given = [trade for trade in recording.trades if trade["trade_seq"] != 8]
+    begin, end = (recording.trades[place]["timestamp"] for place in (0, -1))
+    with simulator_in_thread(given) as simulator:
+        play_unheard(simulator, market)
+        fetched = CliRunner(env={"KSTREAM__EXCHANGE__URL": simulator.websocket_url}).invoke(
+            cli,
+            [
+                *("backfill", "--alone", "--channel", market.channel),
+                *("--from", iso(begin), "--to", iso(end + 1)),
+            ],
+        )
+    assert fetched.exit_code == 0, fetched.output
+    table = invoke("gaps", market.topic, "--recorded")
+    assert table.exit_code == 1
+    assert "2 came after all, 1 lack" in table.stdout
+    assert "no trade was given up" in invoke("gaps", f"{market.topic}-dlq", "--recorded").stdout
 
 
 def test_a_wrong_request_is_told_in_a_sentence(market: Market) -> None:

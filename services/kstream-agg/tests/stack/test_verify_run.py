@@ -10,7 +10,7 @@ import pytest
 from kstream_agg.core.errors import UnavailableError
 from kstream_agg.core.names import average_topic, dead_letter_topic, late_topic
 from kstream_agg.core.settings import KafkaSettings, PostgresSettings, RegistrySettings
-from kstream_agg.kafka.dlq import Origin, error_headers, late_headers
+from kstream_agg.kafka.dlq import Origin, error_headers, failure_headers, late_headers
 from kstream_agg.sinks.settings import AggregatorView, ConnectSettings, ToolSettings
 from kstream_agg.verify.reading import TopicReader
 from kstream_agg.verify.run import TRADES_CHECK, WINDOW_ROWS_CHECK, WINDOWS_CHECK, verify
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
 START_MS = 1_760_000_100_000  # begin of a five-minute window
 MIN_MS = 60_000
-PLACES = ("equal", "rows", "records", "missing", "empty", "behind", "unclosed")
+PLACES = ("equal", "rows", "refused", "records", "missing", "empty", "behind", "unclosed")
 NAME = "V-PERPETUAL"
 
 
@@ -145,6 +145,22 @@ def test_rows_that_differ_are_missing_or_unaccounted_for_are_named(bench: SinkBe
     ]
     assert check_of(report, WINDOW_ROWS_CHECK).differences == 1
     assert check_of(report, WINDOWS_CHECK).differences == 0
+
+
+def test_a_row_that_postgres_refused_is_named_and_no_difference(bench: SinkBench) -> None:
+    write_a_closed_window(bench, "refused")
+    topic = raw_topic(bench, "refused")
+    bench.execute("DELETE FROM {} WHERE trade_seq = 2", topic)
+    assert run(bench, "refused").exit_code == 1
+    headers = failure_headers("CheckViolation", "no", "write", Origin(topic, 0, 1, START_MS))
+    value = bench.encode(topic, trade_record(NAME, 2, START_MS + 10 * MIN_MS))
+    bench.write(bench.sinks[0].dead_letter_topic, [(NAME, value)], headers)
+
+    report = run(bench, "refused")
+
+    assert report.exit_code == 0, report.as_dict()
+    notes = check_of(report, TRADES_CHECK).notes
+    assert notes == {"rows that Postgres refused, in the sink's dead-letter topic": 1}
 
 
 @pytest.mark.parametrize("place", ["records"])

@@ -368,6 +368,18 @@ def test_beyond_a_few_trades_only_frames_are_kept_and_come_out_the_same() -> Non
     ]  # fmt: skip
 
 
+def test_trades_without_a_frame_wait_outside_while_few_may_be_kept_decoded() -> None:
+    handover = HandOver(100_000, decoded=2)
+    page = Receipt(_receipt(1_000).content, 1, "backfill")
+    assert handover.try_put(page)
+    assert handover.try_put(page)
+    assert not handover.try_put(page)
+    assert handover.try_put(_receipt(1_000))  # packed
+    assert handover.try_put(Receipt(BadFrame(b"{", ValueError()), 1))
+    assert handover.get(0) is page
+    assert handover.try_put(page)
+
+
 def test_a_closed_hand_over_is_finished_when_it_is_empty() -> None:
     handover = HandOver(10)
     handover.try_put(_receipt(1))

@@ -22,7 +22,7 @@ from kstream_agg.core.settings import (
 from kstream_agg.deribit.settings import RawProducerSettings
 from kstream_agg.deribit.simulator_service import SimulatorSettings
 from kstream_agg.pipeline.settings import PipelineSettings
-from kstream_agg.sinks.settings import ToolSettings
+from kstream_agg.sinks.settings import ToolSettings, WatchSettings
 from kstream_agg.stack.settings import StackSettings
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ CLASSES: tuple[type[ServiceSettings], ...] = (
     SimulatorSettings,
     StackSettings,
     ToolSettings,
+    WatchSettings,
 )
 # Where a changed value must keep a form that no type tells.
 SAMPLES = {

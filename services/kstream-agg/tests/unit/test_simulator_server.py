@@ -165,6 +165,31 @@ def test_silence_after_a_test_request_closes_the_connection() -> None:
     asyncio.run(scenario())
 
 
+def test_heartbeats_that_are_held_back_are_not_sent_and_the_connection_is_closed() -> None:
+    clock = ManualClock()
+
+    async def scenario() -> None:
+        async with (
+            running_simulator(RECORDING, clock=clock) as simulator,
+            connect(simulator.websocket_url) as client,
+        ):
+            assert await call(client, "public/set_heartbeat", interval=10) == "ok"
+            simulator.adversary.change({"hold_heartbeats": True})
+            question = json.dumps({"id": 1, "method": "public/get_time", "params": {}})
+
+            async def ask_without_end() -> None:
+                while True:
+                    clock.advance(0.5)
+                    await client.send(question)
+                    assert json.loads(await client.recv())["id"] == 1  # and no test request
+
+            with pytest.raises(ConnectionClosedError) as caught:
+                await ask_without_end()
+            assert caught.value.rcvd == CloseFrame(4000, "heartbeat close")
+
+    asyncio.run(scenario())
+
+
 def test_an_idle_connection_is_cut_without_a_closing_frame() -> None:
     clock = ManualClock()
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from kstream_agg.core.errors import SettingsError
@@ -104,6 +105,43 @@ def test_the_service_starts_says_it_is_simulated_and_stops() -> None:
             process.kill()
     assert process.returncode == 0
     assert "Traceback" not in rest
+
+
+def test_a_scenario_of_the_command_line_befalls_its_clients(tmp_path: Path) -> None:
+    scenario = tmp_path / "faults.toml"
+    scenario.write_text("seed = 3\nrefuse_handshakes = 1.0\n", encoding="utf-8")
+    command = [sys.executable, "-m", "kstream_agg", SERVICE, "--port", "0"]
+    command += ["--scenario", str(scenario)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            line = next(line for line in process.stderr if "simulated exchange" in line)
+            with (
+                pytest.raises(InvalidStatus, match=r"429|503"),
+                connect(json.loads(line)["websocket"]),
+            ):
+                pass
+            process.send_signal(signal.SIGTERM)
+            rest = process.stderr.read()
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert "Traceback" not in rest
+
+
+def test_a_wrong_scenario_is_one_sentence(tmp_path: Path) -> None:
+    scenario = tmp_path / "faults.toml"
+    scenario.write_text("drop = 7\n", encoding="utf-8")
+    for path, said in ((scenario, "drop"), (tmp_path / "absent.toml", "cannot be read")):
+        command = [sys.executable, "-m", "kstream_agg", SERVICE, "--port", "0"]
+        done = subprocess.run(
+            [*command, "--scenario", str(path)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode != 0
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert said in errors[0]
+        assert "Traceback" not in done.stderr
 
 
 def test_a_wrong_option_is_one_sentence() -> None:

@@ -152,7 +152,12 @@ def test_running_stack_is_found_with_its_addresses(
 def test_profiles() -> None:
     base = set(select_names("base"))
     assert base == {"kafka", "schema-registry", "connect", "postgres", "zipkin"}
-    assert set(select_names("live")) - base == {"connectors", "raw-producer", "agg-producer"}
+    assert set(select_names("live")) - base == {
+        "connectors",
+        "connectors-watch",
+        "raw-producer",
+        "agg-producer",
+    }
     assert set(select_names("demo")) - set(select_names("live")) == {"deribit-simulator"}
 
 

@@ -31,7 +31,7 @@ def components(folder: Path, profile: Profile, **options: str) -> dict[str, Comp
 
 def test_services_are_told_where_the_stack_is(config: Path) -> None:
     built = components(config, "live", channels="trades.future.BTC.100ms")
-    for name in ("connectors", "raw-producer", "agg-producer"):
+    for name in ("connectors", "connectors-watch", "raw-producer", "agg-producer"):
         env = built[name].env
         assert env["KSTREAM__KAFKA__BOOTSTRAP_SERVERS"] == "127.0.0.1:9092"
         assert env["KSTREAM__POSTGRES__PASSWORD_FILE"] == str(config / "data/postgres.password")

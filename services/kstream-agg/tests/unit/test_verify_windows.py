@@ -134,6 +134,41 @@ def test_what_stands_in_late_is_not_counted_and_a_future_one_moves_no_watermark(
     assert judge(future, [], excluded={1: "future"}) == {}
 
 
+def test_a_recomputed_window_counts_what_stands_in_late_and_no_other_does() -> None:
+    trades = [
+        trade(1, START, price=2.0),
+        trade(3, START + 10 * MINUTE),
+        trade(2, START + 1, price=4.0),  # late
+        trade(4, START + 10 * MINUTE + 1),  # late, in a window that was not recomputed
+        trade(5, START + 20 * MINUTE),
+        trade(6, START + 2, price=99.0),  # late, came after the recomputation
+    ]
+    late = dict.fromkeys((2, 3, 5), "late")
+    both = {
+        "trade_count": 2, "last_trade_seq": 2, "open": 2.0, "low": 2.0, "close": 4.0, "high": 4.0,
+        "sma": 3.0, "vwap": 3.0, "volume": 2.0, "seed": 2.0, "current": 3.0,
+        "closed_by": "recompute",
+    }  # fmt: skip
+    other = average_record(
+        NAME, START + 10 * MINUTE, first_trade_seq=3, last_trade_seq=3, closed_by="watermark"
+    )
+    found = judge(trades, [average_record(NAME, START, **both), other], excluded=late)
+    assert found == {START: None, START + 10 * MINUTE: None}
+    wrong = judge(
+        trades, [average_record(NAME, START, **both | {"sma": 2.0}), other], excluded=late
+    )
+    assert wrong[START] == "sma is 2.0, not 3.0"
+    emitted = average_record(NAME, START, **both | {"closed_by": "watermark"})
+    wrong = judge(trades, [emitted, other], excluded=late)
+    assert wrong[START] == "it covers 2 trades, the raw topic has 1"
+
+
+def test_a_recomputed_window_must_cover_what_the_aggregator_has_counted() -> None:
+    trades = [trade(1, START), trade(2, START + 1), trade(3, START + 10 * MINUTE)]
+    record = average_record(NAME, START, closed_by="recompute")
+    assert judge(trades, [record])[START] == "it is closed and covers 1 of 2 trades"
+
+
 def test_repeats_count_once_within_a_window() -> None:
     trades = [trade(1, START), trade(1, START), trade(1, START + 10 * MINUTE)]
     assert judge(trades, [average_record(NAME, START)]) == {START: None}
@@ -179,6 +214,16 @@ def test_a_time_decayed_average_is_recomputed_from_seed_and_weight() -> None:
     wrong = judge(trades, [record | {"seed_weight": 0.6}])[START]
     assert wrong is not None
     assert wrong.startswith("current is")
+
+
+@given(st.sets(st.integers(0, 60)), st.integers(0, 60), st.integers(0, 60))
+def test_a_seq_set_counts_what_it_has_between_two_numbers(
+    numbers: set[int], first: int, last: int
+) -> None:
+    seqs = SeqSet()
+    for number in numbers:
+        seqs.add(number)
+    assert seqs.count(first, last) == sum(first <= number <= last for number in numbers)
 
 
 def test_exit_codes() -> None:

@@ -40,12 +40,19 @@ class RunningAverages:
         The weight is 0 but in the time-decayed form. There, a window opened after a later one
         has no seed either: what is known by then is not before it.
         """
+        seed, weight = self.peek(instrument, first_price, begin_ms)
+        if self._rules.tau_ms is None and self._rules.reset == "never":
+            self._by_count[instrument] = seed
+        return seed, weight
+
+    def peek(self, instrument: int, first_price: float, begin_ms: int) -> tuple[float, float]:
+        """As `seed`, for a window whose first trade will not be folded in."""
         rules = self._rules
         if rules.tau_ms is None:
             start = first_price if rules.start == "first" else 0.0
             if rules.reset == "window":
                 return start, 0.0
-            return self._by_count.setdefault(instrument, start), 0.0
+            return self._by_count.get(instrument, start), 0.0
         found = self._decayed.get(instrument)
         if found is None or rules.reset == "window" or found[2] > begin_ms:
             return first_price, 0.0

@@ -94,12 +94,15 @@ class Changelog:
             UnavailableError: No broker answers.
             ContractError: A changelog has not as many partitions as its raw topic.
         """
+        wanted = {self._place(partition): partition for partition in partitions}
+        if not wanted:
+            return {}
         try:
-            self._let_settle([self._place(partition) for partition in partitions])
+            self._let_settle(list(wanted))
             # Never joined and never committed to: partitions are assigned by hand.
             consumer = make_consumer(self._settings, f"{self._group_id}-restore", self._client_id)
             try:
-                return {partition: self._read(consumer, partition) for partition in partitions}
+                return self._read(consumer, wanted)
             finally:
                 consumer.close()
         except KafkaException as error:
@@ -121,27 +124,33 @@ class Changelog:
                 return
             time.sleep(_LOOK_AGAIN_S)
 
-    def _read(self, consumer: Consumer, partition: Partition) -> Kept:
-        place = self._place(partition)
-        place.offset = OFFSET_BEGINNING
-        consumer.assign([place])
-        kept: Kept = {}
+    def _read(
+        self, consumer: Consumer, wanted: dict[TopicPartition, Partition]
+    ) -> dict[Partition, Kept]:
+        # All at once: one that is assigned later waits for a fetch that is under way, which
+        # costs about a second each.
+        consumer.assign([TopicPartition(p.topic, p.partition, OFFSET_BEGINNING) for p in wanted])
+        found: dict[tuple[str, int], Kept] = {(p.topic, p.partition): {} for p in wanted}
+        left = set(found)
         silent_polls = 0
-        while True:
+        while left:
             messages = consumer.consume(_BATCH, _POLL_S)
             silent_polls = 0 if messages else silent_polls + 1
             if silent_polls * _POLL_S >= _SILENCE_S:
                 raise UnavailableError(
-                    f"Kafka gave no record of '{place.topic}' for {_SILENCE_S:.0f} s"
+                    f"Kafka gave no record of '{min(left)[0]}' for {_SILENCE_S:.0f} s"
                 )
             for message in messages:
+                place = (message.topic() or "", message.partition() or 0)
                 error = message.error()
                 if error is None:
-                    _note(kept, message.key(), message.value())
+                    if place in left:
+                        _note(found[place], message.key(), message.value())
                 elif is_end_of_partition(error):
-                    return kept
+                    left.discard(place)
                 elif (failure := read_failure(error)) is not None:
                     raise failure
+        return {item: found[place.topic, place.partition] for place, item in wanted.items()}
 
 
 def _ends(admin: AdminClient, places: list[TopicPartition], level: IsolationLevel) -> list[int]:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from kstream_agg.aggregate.averages import RunningAverages
+from kstream_agg.aggregate.counting import count_run
 from kstream_agg.aggregate.rules import NO_WATERMARK, NO_WINDOW, WindowRules, judge
-from kstream_agg.aggregate.runs import cut_runs, run_of
+from kstream_agg.aggregate.runs import cut_runs
 from kstream_agg.aggregate.windows import SeenSeqs, Window, WindowStore, unpack
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Applied", "ClosedBy", "PartitionState", "Refused", "Result", "average_record"]
 
-ClosedBy = Literal["watermark", "idle"]
+ClosedBy = Literal["watermark", "idle", "recompute"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,12 @@ class PartitionState:
         """
         return self._show(now_ms, "idle")
 
+    def seed_before(
+        self, instrument: int, first_price: float, begin_ms: int
+    ) -> tuple[float, float]:
+        """What a window at `begin_ms` would start from here, and the weight of that."""
+        return self._averages.peek(instrument, first_price, begin_ms)
+
     # --- keeping ---------------------------------------------------------------------------
 
     def take_changes(self) -> tuple[list[list[Change]], list[tuple[int, Any]]]:
@@ -221,20 +228,11 @@ class PartitionState:
             seed, weight = self._averages.seed(run.instrument, price, start_ms)
             window = Window(seed, seed, SeenSeqs(), seed_weight=weight)
             lane.store.add(number, run.instrument, window)
-        new = run
-        if run.rising and (not window.count or run.low_seq > window.last_seq):
-            if run.gapless:
-                window.seen.append(run.low_seq, run.high_seq)
-            else:
-                for seq in columns.trade_seq[run.begin : run.end].tolist():
-                    window.seen.append(seq, seq)
-        else:
-            fresh = _without_repeats(window, run, columns, self._rules.ewma)
-            if fresh is None:
-                return None
-            new = fresh
         tau_ms = self._rules.ewma.tau_ms
-        window.add(new, math.exp((begin_ms - start_ms) / tau_ms) if tau_ms else 0.0)
+        scale = math.exp((begin_ms - start_ms) / tau_ms) if tau_ms else 0.0
+        new = count_run(window, run, columns, self._rules.ewma, scale)
+        if new is None:
+            return None
         lane.store.touch(number, run.instrument)
         return new
 
@@ -262,20 +260,6 @@ class PartitionState:
                 window.revision += 1
                 store.touch(number, instrument)
         return results
-
-
-def _without_repeats(
-    window: Window, run: Run, columns: SortedTrades, ewma: EwmaRules
-) -> Run | None:
-    """The run's trades whose numbers the window has not seen; None where there is none."""
-    places = [
-        place
-        for place, seq in enumerate(columns.trade_seq[run.begin : run.end].tolist(), run.begin)
-        if window.seen.add(seq)
-    ]
-    if len(places) == run.trades:
-        return run
-    return run_of(columns, run, places, ewma) if places else None
 
 
 def _refused(judged: Judgement) -> list[Refused]:

@@ -48,7 +48,7 @@ def backfill(channel: str, start: str, end: str, url: str | None, *, alone: bool
     The running raw-producer does it and goes on with it after a restart; this command asks for it
     and shows how far it is. Ended early, it can be called again: nothing is written twice.
     """
-    open_tools("backfill")
+    settings, _ = open_tools("backfill")
     from_ms, to_ms = parse_time(start), parse_time(end)
     if from_ms >= to_ms:
         raise SettingsError("--from must be before --to")
@@ -62,7 +62,8 @@ def backfill(channel: str, start: str, end: str, url: str | None, *, alone: bool
         if alone:
             _fetch_alone(channel, period, show)
         else:
-            _ask(url or _running_url(), channel, period, show)
+            token = settings.http.read_action_token()
+            _ask(url or _running_url(), token, channel, period, show)
 
 
 def parse_time(text: str) -> int:
@@ -80,11 +81,14 @@ def parse_time(text: str) -> int:
     return round((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def _ask(url: str, channel: str, period: Period, show: Callable[[Period], None]) -> None:
+def _ask(
+    url: str, token: str | None, channel: str, period: Period, show: Callable[[Period], None]
+) -> None:
     """Ask the raw-producer until it has fetched the period."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     wanted = {"channel": channel, "from_ms": period.from_ms, "to_ms": period.to_ms}
     away_since: float | None = None
-    with httpx2.Client(timeout=15.0) as http:
+    with httpx2.Client(timeout=15.0, headers=headers) as http:
         while True:
             try:
                 answer = http.post(url.rstrip("/") + BACKFILL_PATH, json=wanted)

@@ -10,16 +10,20 @@ from rich.table import Table
 
 from kstream_agg.cli.tools import open_tools, output
 from kstream_agg.core.clock import SystemClock
+from kstream_agg.core.service import run_service
+from kstream_agg.core.settings import load_settings
 from kstream_agg.sinks.connect_api import ConnectClient, ConnectorStatus
 from kstream_agg.sinks.connectors import apply, load_sinks
 from kstream_agg.sinks.patience import Patience
+from kstream_agg.sinks.settings import WATCH, WatchSettings
+from kstream_agg.sinks.watch import run_watch
 
 __all__ = ["connectors"]
 
 
 @click.group()
 def connectors() -> None:
-    """Apply and look at the sinks to Postgres."""
+    """Apply, look at and watch the sinks to Postgres."""
 
 
 @connectors.command("apply")
@@ -49,6 +53,18 @@ def status_command() -> None:
     _show(found)
     if not all(status.is_running for status in found):
         sys.exit(1)
+
+
+@connectors.command("watch")
+def watch_command() -> None:
+    """Run the watch: bring sinks back that failed, and set rows aside that the database refuses.
+
+    Settings: config/connectors-watch/default.toml and KSTREAM__… variables. Runs until Ctrl-C.
+    """
+    _, aggregator = open_tools("connectors")
+    settings = load_settings(WatchSettings, WATCH)
+    with run_service(WATCH, settings) as context:
+        run_watch(settings, load_sinks(aggregator), context)
 
 
 def _show(found: list[ConnectorStatus]) -> None:

@@ -10,17 +10,16 @@ import os
 import signal
 import sys
 import time
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from kstream_agg.cli.mending import json_value
 from kstream_agg.cli.tools import open_cluster, open_tools
 from kstream_agg.core.errors import ContractError, InvalidRecordError
 from kstream_agg.kafka.registry import SchemaRegistry
 from kstream_agg.kafka.wire import RecordDecoder
 from kstream_agg.verify.reading import Record, Span, TopicReader
-from kstream_agg.verify.windows import epoch_ms
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -117,12 +116,4 @@ def json_line(record: Record, decoder: RecordDecoder) -> str:
         except InvalidRecordError as error:
             line["@value"] = base64.b64encode(record.value).decode()
             line["@error"] = str(error)
-    return json.dumps(line, default=_json_value, ensure_ascii=False)
-
-
-def _json_value(value: object) -> object:
-    if isinstance(value, datetime):
-        return epoch_ms(value)
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    return json.dumps(line, default=json_value, ensure_ascii=False)

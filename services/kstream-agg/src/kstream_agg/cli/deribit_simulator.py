@@ -46,6 +46,11 @@ __all__ = ["deribit_simulator"]
 @click.option("--compression/--no-compression", default=None, help="Offer permessage-deflate.")
 @click.option("--seed", type=int, help="Seed of what is left to chance.")
 @click.option(
+    "--scenario",
+    type=click.Path(path_type=Path),
+    help="A TOML file of what goes wrong: docs/raw-producer.md.",
+)
+@click.option(
     "--state",
     type=click.Path(path_type=Path),
     help="A file that lets the next start go on where this one ends.",

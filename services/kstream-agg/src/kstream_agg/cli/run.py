@@ -42,6 +42,8 @@ __all__ = ["demo", "reset", "run", "status", "stop"]
 _READY_TIMEOUT_S: Final = 300.0
 _EXCHANGE_TIMEOUT_S: Final = 30.0
 _REDRAW_S: Final = 1.0
+# Ports of the services whose /metrics the table of figures is made of.
+_SCRAPED: Final = ("raw_producer_http", "agg_producer_http", "connectors_watch_http")
 _WITHOUT_EXCHANGE: Final = (
     "without the exchange, look around with a recording: make stop, make demo"
 )
@@ -313,7 +315,7 @@ def _remedy(found: StackStatus, detail: str) -> str | None:
 
 def _figures_reader(folder: Path, found: StackStatus) -> FiguresReader:
     ports = {name: port for c in found.components for name, port in c.ports.items()}
-    http = [ports[name] for name in ("raw_producer_http", "agg_producer_http") if name in ports]
+    http = [ports[name] for name in _SCRAPED if name in ports]
     endpoints = find_running(folder)
     if endpoints is not None:
         os.environ.update(endpoints.environment)

@@ -4,11 +4,15 @@
 - `/healthz`: 200 while every check passes, else 503. A check says whether its part makes
   progress: a consumer that stands still with records to read is unhealthy.
 - `/readyz`: 200 once the service has declared itself ready, and as long as it is healthy.
-- `POST` on what a service offers besides (`Health.add_action`): JSON in, JSON out.
+- `POST` on what a service offers besides (`Health.add_action`): JSON in, JSON out. With
+  `http.action_token` only for who knows it; without it only where the server listens on a
+  loopback address: whoever else reaches the port must not be able to put a service to work.
 """
 
 from __future__ import annotations
 
+import hmac
+import ipaddress
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from kstream_agg.core.metrics import Metrics
     from kstream_agg.core.settings import HttpSettings
 
-__all__ = ["Action", "Health", "HealthServer"]
+__all__ = ["Action", "Health", "HealthServer", "is_loopback"]
 
 Action: TypeAlias = "Callable[[dict[str, Any]], dict[str, Any]]"
 _MAX_BODY_BYTES: Final = 65_536
@@ -89,10 +93,12 @@ class HealthServer:
 
     Raises:
         UnavailableError: The port is taken.
+        SettingsError: The token's file cannot be read.
     """
 
     def __init__(self, settings: HttpSettings, metrics: Metrics, health: Health) -> None:
-        handler = _make_handler(metrics, health)
+        token = settings.read_action_token()
+        handler = _make_handler(metrics, health, _Guard(token, is_open=is_loopback(settings.host)))
         try:
             self._server = ThreadingHTTPServer((settings.host, settings.port), handler)
         except OSError as error:
@@ -122,7 +128,48 @@ class HealthServer:
         self._thread.join()
 
 
-def _make_handler(metrics: Metrics, health: Health) -> type[BaseHTTPRequestHandler]:
+class _Guard:
+    """Who may call actions.
+
+    Args:
+        token: What a call must carry; None where none is set.
+        is_open: Whether calls are taken without a token.
+    """
+
+    def __init__(self, token: str | None, *, is_open: bool) -> None:
+        self._token = token.encode() if token is not None else None
+        self._is_open = is_open
+
+    def refusal(self, authorization: str | None) -> tuple[int, dict[str, object]] | None:
+        """Status and content of the answer to a call that is not taken; None: it is taken."""
+        if self._token is None:
+            if self._is_open:
+                return None
+            return 403, {
+                "error": "actions are taken on a loopback address only, unless a token is set",
+                "remedy": "set http.action_token for this service and whoever calls it",
+            }
+        scheme, _, given = (authorization or "").partition(" ")
+        # Headers come as Latin-1.
+        if scheme.lower() == "bearer" and hmac.compare_digest(
+            given.strip().encode("latin-1", "replace"), self._token
+        ):
+            return None
+        return 401, {
+            "error": "the token is missing or wrong",
+            "remedy": "set http.action_token (KSTREAM__HTTP__ACTION_TOKEN) as the service has it",
+        }
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _make_handler(metrics: Metrics, health: Health, guard: _Guard) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         server_version = "kstream-agg"
         sys_version = ""
@@ -149,6 +196,10 @@ def _make_handler(metrics: Metrics, health: Health) -> type[BaseHTTPRequestHandl
             action = health.action(self.path.partition("?")[0])
             if action is None:
                 self._answer_json(404, {"error": "there is no such action"})
+                return
+            refusal = guard.refusal(self.headers.get("Authorization"))
+            if refusal is not None:
+                self._answer_json(*refusal)
                 return
             length = self.headers.get("Content-Length", "")
             if not length.isdecimal() or int(length) > _MAX_BODY_BYTES:

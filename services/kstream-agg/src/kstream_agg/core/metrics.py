@@ -144,6 +144,16 @@ STEP_WAITING_RECORDS: Final = GaugeDef(
     "kstream_step_waiting_records", "Records that wait in front of a step", ("step",)
 )
 
+# --- connectors-watch ----------------------------------------------------------------------
+SINK_RUNNING: Final = GaugeDef(
+    "kstream_sink_running", "1 while the connector and all its tasks run, else 0", ("connector",)
+)
+SINK_STEPS: Final = CounterDef(
+    "kstream_sink_steps",
+    "Steps taken to get a failed sink going again (restart, narrow, …)",
+    ("connector", "step"),
+)
+
 # --- deribit-simulator ---------------------------------------------------------------------
 SIMULATOR_TRADES: Final = GaugeDef(
     "kstream_simulator_trades", "Trades that have happened on the simulated exchange"

@@ -76,6 +76,7 @@ TOP_LEVEL_KEYS: Final = frozenset(
         "telemetry",
         "topic",
         "transactional_id",
+        "watch",
         "window",
     ]
 )
@@ -206,6 +207,21 @@ class HttpSettings(SettingsGroup):
 
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, lt=65536)
+    action_token: SecretStr | None = None
+    """What `POST` calls must carry as `Authorization: Bearer …`; without one they are taken on
+    loopback addresses only."""
+    action_token_file: Path | None = None
+
+    def read_action_token(self) -> str | None:
+        """The token, from its setting or its file.
+
+        Raises:
+            SettingsError: The file cannot be read, or the token is empty.
+        """
+        token = read_secret(self.action_token, self.action_token_file)
+        if token is not None and not token.strip():
+            raise SettingsError("http.action_token is empty", remedy="set a long random text")
+        return token
 
 
 class LogSettings(SettingsGroup):

@@ -129,7 +129,8 @@ class HandOver:
 
     Args:
         limit: How many bytes of frames it holds. A larger receipt is taken when it is empty.
-        decoded: So many trades are kept decoded, further ones in their frames.
+        decoded: So many trades are kept decoded, further ones in their frames. Those that have
+            none are not taken meanwhile, unless no other is kept decoded.
     """
 
     def __init__(self, limit: int, decoded: int = _DECODED_TRADES) -> None:
@@ -162,6 +163,11 @@ class HandOver:
         weight, trades = item.weight, item.trades
         with self._condition:
             if self._weight and self._weight + weight > self._limit:
+                return False
+            # What has no frame to wait in, as the history's pages, waits outside: decoded, a trade
+            # takes more than twice its bytes in a frame.
+            is_full = 0 < self._decoded < self._decoded + trades > self._decoded_limit
+            if is_full and not item.frame:
                 return False
             kept: Receipt | _Packed = item
             if item.frame and trades and self._decoded + trades > self._decoded_limit:

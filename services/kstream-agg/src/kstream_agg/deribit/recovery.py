@@ -66,6 +66,8 @@ class _Comparison:
         self.due_at: float | None = None
         self.again = False
         self.failures = 0
+        self.anchors: dict[Scope, Anchor] = {}
+        """Of a channel of several scopes: a trade of each that the history has given."""
 
 
 class Recovery:
@@ -173,25 +175,37 @@ class Recovery:
             _log.warning("comparing without a known trade", channel=channel, lacking=anchor)
             anchor = None
         if len(scopes) > 1:
-            await self._compare_parts(channel, scopes, from_ms, to_ms)
+            # What happens while the first parts are walked is in none of their pages, but may be
+            # in a later part's: all parts are compared up to what had happened at the begin.
+            cap_ms = max(latest_ms, view.resume_at)
+            await self._compare_parts(channel, scopes, (from_ms, to_ms), cap_ms, comparison)
             return
         async for step in self._history.walk(scopes[0], from_ms, to_ms, anchor):
             await self._put(channel, step.page)
             await self._advance(channel, step.up_to_ms, step.anchor)
 
     async def _compare_parts(
-        self, channel: str, scopes: Sequence[Scope], from_ms: int, to_ms: int
+        self,
+        channel: str,
+        scopes: Sequence[Scope],
+        times: tuple[int, int],
+        cap_ms: int,
+        comparison: _Comparison,
     ) -> None:
         """A channel of several currencies: it is compared when all of them are."""
-        up_to_ms = from_ms
+        up_to_ms = from_ms = times[0]
         for scope in scopes:
+            known = comparison.anchors.get(scope)
+            lost = known is None or known.timestamp < from_ms
+            anchor = None if lost or comparison.failures >= _ANCHOR_ATTEMPTS else known
             try:
-                async for step in self._history.walk(scope, from_ms, to_ms, None):
+                async for step in self._history.walk(scope, *times, anchor):
                     await self._put(channel, step.page)
                     up_to_ms = max(up_to_ms, step.up_to_ms)
+                    comparison.anchors[scope] = step.anchor
             except HistoryRefusedError as error:
                 _log.debug("not a part of the channel", scope=scope.params, reason=str(error))
-        await self._advance(channel, up_to_ms, None)
+        await self._advance(channel, min(up_to_ms, cap_ms), None)
 
     async def _advance(self, channel: str, up_to_ms: int, anchor: Anchor | None) -> None:
         def step(publisher: TradePublisher) -> None:
@@ -243,13 +257,10 @@ class Recovery:
     # --- 3. periods ------------------------------------------------------------------------
 
     async def _fetch(self, channel: str, period: Period) -> None:
+        scopes = scopes_of(channel)
         try:
-            for scope in scopes_of(channel):
-                async for step in self._history.walk(scope, period.at_ms, period.to_ms, None):
-                    await self._put(channel, step.page, claim=False)
-                    if len(scopes_of(channel)) == 1:
-                        at_ms = min(step.up_to_ms, period.to_ms - 1)
-                        await self._set_period(channel, Period(period.from_ms, period.to_ms, at_ms))
+            for scope in scopes:
+                await self._fetch_part(channel, scope, period, alone=len(scopes) == 1)
         except KStreamError as error:
             _log.warning("a period cannot be fetched yet", channel=channel, reason=str(error))
             await asyncio.sleep(2.0)
@@ -258,6 +269,20 @@ class Recovery:
         _log.info(
             "a period is fetched", channel=channel, from_ms=period.from_ms, to_ms=period.to_ms
         )
+
+    async def _fetch_part(self, channel: str, scope: Scope, period: Period, *, alone: bool) -> None:
+        """Fetch a period of one currency or instrument; `alone`: it is the whole channel."""
+        try:
+            async for step in self._history.walk(scope, period.at_ms, period.to_ms, None):
+                await self._put(channel, step.page, claim=False)
+                if alone:
+                    at_ms = min(step.up_to_ms, period.to_ms - 1)
+                    await self._set_period(channel, Period(period.from_ms, period.to_ms, at_ms))
+        except HistoryRefusedError as error:
+            if alone:
+                raise
+            # Not every exchange lists every currency.
+            _log.debug("not a part of the channel", scope=scope.params, reason=str(error))
 
     async def _set_period(self, channel: str, period: Period) -> None:
         def step(publisher: TradePublisher) -> None:

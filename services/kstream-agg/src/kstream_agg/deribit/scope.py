@@ -23,6 +23,9 @@ class Scope:
     method: str
     params: dict[str, str]
 
+    def __hash__(self) -> int:
+        return hash((self.method, *self.params.items()))
+
 
 def scopes_of(channel: str) -> tuple[Scope, ...]:
     """The parts of `trades.{kind}.{currency}.{interval}` or `trades.{instrument}.{interval}`."""

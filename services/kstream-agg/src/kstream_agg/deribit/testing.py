@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import uuid
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import polars as pl
 from confluent_kafka import Consumer, TopicPartition
 from prometheus_client import CollectorRegistry
+from websockets.sync.client import connect
 
 from kstream_agg.core.clock import SystemClock
 from kstream_agg.core.errors import KStreamError
@@ -30,7 +32,9 @@ from kstream_agg.kafka.registry import SchemaRegistry
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Market", "ProducerThread", "TopicContent", "wait_for"]
+    from kstream_agg.deribit.simulator import SimulatorThread
+
+__all__ = ["Market", "ProducerThread", "TopicContent", "play_unheard", "wait_for"]
 
 _WAIT_S: Final = 120.0
 _COLUMNS: Final[dict[str, type[pl.DataType]]] = {
@@ -239,6 +243,17 @@ class ProducerThread:
     ) -> None:
         self.stop.set()
         self.join()
+
+
+def play_unheard(simulator: SimulatorThread, market: Market) -> None:
+    """Let the whole recording happen while no raw-producer is there."""
+    with connect(simulator.websocket_url) as websocket:
+        call = {"id": 1, "method": "public/subscribe", "params": {"channels": [market.channel]}}
+        websocket.send(json.dumps({"jsonrpc": "2.0", **call}))
+        received = 0
+        while received < len(simulator.recording.trades):
+            message = json.loads(websocket.recv(_WAIT_S))
+            received += len(message.get("params", {}).get("data", ()))
 
 
 def wait_for(condition: Any, what: str, within_s: float = _WAIT_S) -> None:  # noqa: ANN401 - a callable without arguments

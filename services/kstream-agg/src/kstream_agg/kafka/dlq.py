@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
     from kstream_agg.kafka.writer import Headers
 
-__all__ = ["Origin", "error_headers", "header_value", "late_headers", "origin_from_headers"]
+__all__ = [
+    "Origin",
+    "error_headers",
+    "failure_headers",
+    "header_value",
+    "late_headers",
+    "origin_from_headers",
+]
 
 _MESSAGE_LIMIT = 1000
 
@@ -49,11 +56,25 @@ def error_headers(error: Exception, stage: str, origin: Origin | None = None) ->
         stage: Where, e.g. `decode`.
         origin: The record's place; None for what never was a record (a websocket frame).
     """
+    return failure_headers(type(error).__name__, str(error), stage, origin)
+
+
+def failure_headers(
+    error_class: str, message: str, stage: str, origin: Origin | None = None
+) -> Headers:
+    """Headers of a dead letter for an error that is no exception of ours.
+
+    Args:
+        error_class: Its name, where it comes from.
+        message: What it says.
+        stage: Where, e.g. `write`.
+        origin: As for `error_headers`.
+    """
     return [
         *(origin.headers() if origin is not None else ()),
         ("error.stage", stage.encode()),
-        ("error.class", type(error).__name__.encode()),
-        ("error.message", str(error)[:_MESSAGE_LIMIT].encode("utf-8", "replace")),
+        ("error.class", error_class.encode()),
+        ("error.message", message[:_MESSAGE_LIMIT].encode("utf-8", "replace")),
     ]
 
 

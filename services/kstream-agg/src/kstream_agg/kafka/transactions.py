@@ -224,7 +224,8 @@ class TransactionWriter:
         if cause.code() in _FENCED:
             return DeliveryError(
                 f"another program has taken over the transactional id '{self._id}'",
-                remedy="run one raw-producer, or give each its own transactional_id and channels",
+                remedy="run one program under it at a time; each of several raw-producers needs a "
+                "transactional_id and channels of its own",
             )
         return self._failure or delivery_failure(cause, what)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import httpx2
 
 from kstream_agg.core.errors import ContractError, UnavailableError
+from kstream_agg.kafka.topic_reader import TopicPart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,11 +25,12 @@ _NOT_FOUND: Final = 404
 
 @dataclass(frozen=True, slots=True)
 class TaskStatus:
-    """One task: its state and, where it failed, why (first line)."""
+    """One task: its state and, where it failed, why: in one line, and as Java's stack trace."""
 
     number: int
     state: str
     reason: str | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,16 @@ class ConnectorStatus:
     def has_failed(self) -> bool:
         """Whether the connector or one of its tasks has given up."""
         return "FAILED" in [self.state, *(task.state for task in self.tasks)]
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it is stopped for good: no task of it is left."""
+        return self.state == "STOPPED" and not self.tasks
+
+    @property
+    def failed_tasks(self) -> tuple[TaskStatus, ...]:
+        """The tasks that have given up."""
+        return tuple(task for task in self.tasks if task.state == "FAILED")
 
     @property
     def failure(self) -> str | None:
@@ -102,6 +114,40 @@ class ConnectClient:
         """Restart the connector's failed instance and tasks."""
         self._ask("POST", f"/connectors/{name}/restart?includeTasks=true&onlyFailed=true")
 
+    def stop(self, name: str) -> None:
+        """End the connector's tasks; it stays, with its configuration and offsets."""
+        self._ask("PUT", f"/connectors/{name}/stop")
+
+    def resume(self, name: str) -> None:
+        """Let a stopped or paused connector run again."""
+        self._ask("PUT", f"/connectors/{name}/resume")
+
+    def offsets(self, name: str) -> dict[TopicPart, int]:
+        """The next offset of each partition that a sink has committed."""
+        found = self._ask("GET", f"/connectors/{name}/offsets") or {}
+        return {
+            TopicPart(
+                str(item["partition"]["kafka_topic"]), int(item["partition"]["kafka_partition"])
+            ): int(item["offset"]["kafka_offset"])
+            for item in found.get("offsets", ())
+        }
+
+    def alter_offsets(self, name: str, offsets: Mapping[TopicPart, int]) -> None:
+        """Set a stopped sink's next offsets; partitions that are not named stay where they are.
+
+        Raises:
+            ContractError: It is not stopped.
+            UnavailableError: One of its tasks has not left its consumer group yet.
+        """
+        items = [
+            {
+                "partition": {"kafka_topic": part.topic, "kafka_partition": part.partition},
+                "offset": {"kafka_offset": offset},
+            }
+            for part, offset in offsets.items()
+        ]
+        self._ask("PATCH", f"/connectors/{name}/offsets", {"offsets": items})
+
     def delete(self, name: str) -> None:
         """Remove the connector; its consumer group's offsets stay."""
         self._ask("DELETE", f"/connectors/{name}")
@@ -110,7 +156,7 @@ class ConnectClient:
         """The connector's and its tasks' states."""
         return parse_status(name, self._ask("GET", f"/connectors/{name}/status"))
 
-    def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> Any:  # noqa: ANN401 - whatever JSON the API gives
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - whatever JSON the API gives
         try:
             answer = self._http.request(method, path, json=body)
         except httpx2.HTTPError as error:
@@ -135,7 +181,8 @@ def parse_status(name: str, found: Mapping[str, Any] | None) -> ConnectorStatus:
     if found is None:
         return ConnectorStatus(name, "ABSENT")
     tasks = tuple(
-        TaskStatus(task["id"], task["state"], _reason(task.get("trace"))) for task in found["tasks"]
+        TaskStatus(task["id"], task["state"], _reason(task.get("trace")), task.get("trace"))
+        for task in found["tasks"]
     )
     connector = found["connector"]
     return ConnectorStatus(name, connector["state"], tasks, _reason(connector.get("trace")))

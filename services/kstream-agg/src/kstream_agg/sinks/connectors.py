@@ -25,6 +25,7 @@ from kstream_agg.core.names import dead_letter_topic
 from kstream_agg.core.settings import config_dir, read_secret
 from kstream_agg.kafka.cluster import KafkaCluster, TopicConfiguration, topic_configuration
 from kstream_agg.sinks.definition import Definition, read_definition, render
+from kstream_agg.sinks.narrowing import is_narrowed, widened
 from kstream_agg.sinks.postgres import connect, jdbc_url
 from kstream_agg.sinks.settings import AGG_SINK, RAW_SINK, native_registry_url
 from kstream_agg.sinks.tables import Table, average_table, ensure, raw_table
@@ -143,7 +144,8 @@ def apply(
     for sink, config in zip(sinks, configs, strict=True):
         # Connect answers 409 while its workers rebalance, which takes a moment.
         current = patience.until_available("Kafka Connect", partial(client.config, sink.name))
-        if current == config:
+        if current is not None and widened(current) == config:
+            # It may be going row by row just now: `connectors watch` brings it back.
             _log.info("connector unchanged", connector=sink.name)
         else:
             put = partial(client.put_config, sink.name, config)
@@ -165,7 +167,8 @@ def wait_until_running(client: ConnectClient, name: str, patience: Patience) -> 
         status = patience.until_available("Kafka Connect", partial(client.status, name))
         if status.is_running:
             return status
-        if status.has_failed:
+        config = patience.until_available("Kafka Connect", partial(client.config, name)) or {}
+        if status.has_failed and not is_narrowed(config):
             if restarts == _RESTARTS:
                 raise ContractError(
                     f"connector {name} fails: {status.failure}",
@@ -176,6 +179,8 @@ def wait_until_running(client: ConnectClient, name: str, patience: Patience) -> 
         if patience.is_over:
             raise UnavailableError(
                 f"connector {name} is {status.state} and does not get to run in time",
-                remedy="look into Kafka Connect's log",
+                remedy="`kstream-agg connectors watch` has begun to mend it, and must run to end it"
+                if is_narrowed(config)
+                else "look into Kafka Connect's log",
             )
         patience.pause()

@@ -20,9 +20,12 @@ from kstream_agg.core.settings import (
 __all__ = [
     "AGG_SINK",
     "RAW_SINK",
+    "WATCH",
     "AggregatorView",
     "ConnectSettings",
     "ToolSettings",
+    "WatchPolicy",
+    "WatchSettings",
     "WindowView",
     "load_aggregator_view",
     "native_registry_url",
@@ -30,6 +33,7 @@ __all__ = [
 
 RAW_SINK = "raw-consumer-jdbc-sink"
 AGG_SINK = "agg-consumer-jdbc-sink"
+WATCH = "connectors-watch"
 
 
 class ConnectSettings(SettingsGroup):
@@ -48,6 +52,30 @@ class ToolSettings(ServiceSettings):
 
     postgres: PostgresSettings = PostgresSettings()
     connect: ConnectSettings = ConnectSettings()
+
+
+class WatchPolicy(SettingsGroup):
+    """`[watch]`: how failed sinks are brought back; times in seconds."""
+
+    every_s: float = Field(default=2.0, gt=0)
+    """Between two looks at the connectors."""
+    backoff_initial_s: float = Field(default=2.0, gt=0)
+    """Wait after the first restart of failed tasks; it doubles with each that did not help."""
+    backoff_max_s: float = Field(default=300.0, gt=0)
+    stable_s: float = Field(default=60.0, gt=0)
+    """A sink that has run for so long begins with the initial back-off again."""
+    search_after: int = Field(default=4, ge=1)
+    """Restarts that did not help before a row is looked for, whatever the sink says."""
+    rows_per_hour: int = Field(default=100, ge=0)
+    """So many refused rows of a sink are set aside in an hour, at most."""
+    step_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest wait for Connect to stop or start a sink, and for a run row by row."""
+
+
+class WatchSettings(ToolSettings):
+    """The service `connectors-watch`."""
+
+    watch: WatchPolicy = WatchPolicy()
 
 
 def _texts(value: object) -> object:

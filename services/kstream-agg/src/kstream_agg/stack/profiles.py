@@ -12,6 +12,7 @@ from kstream_agg.stack.components.registry import registry_component
 from kstream_agg.stack.components.services import (
     agg_producer_component,
     connectors_component,
+    connectors_watch_component,
     raw_producer_component,
     simulator_component,
 )
@@ -34,6 +35,7 @@ _BUILDERS: Final[dict[str, Callable[[StackContext], Component]]] = {
     "zipkin": zipkin_component,
     "deribit-simulator": simulator_component,
     "connectors": connectors_component,
+    "connectors-watch": connectors_watch_component,
     "raw-producer": raw_producer_component,
     "agg-producer": agg_producer_component,
 }
@@ -42,7 +44,7 @@ COMPONENT_NAMES: Final = tuple(_BUILDERS)
 """All components of all profiles."""
 
 _BASE: Final = ("kafka", "schema-registry", "connect", "postgres", "zipkin")
-_SERVICES: Final = ("connectors", "raw-producer", "agg-producer")
+_SERVICES: Final = ("connectors", "connectors-watch", "raw-producer", "agg-producer")
 
 _PROFILES: Final[dict[Profile, tuple[str, ...]]] = {
     "base": _BASE,

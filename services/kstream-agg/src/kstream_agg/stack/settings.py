@@ -46,6 +46,7 @@ class PortSettings(SettingsGroup):
     raw_producer_http: int = Field(default=9101, gt=0, lt=65536)
     agg_producer_http: int = Field(default=9102, gt=0, lt=65536)
     simulator_http: int = Field(default=9103, gt=0, lt=65536)
+    connectors_watch_http: int = Field(default=9105, gt=0, lt=65536)
 
     def shifted(self, offset: int) -> PortSettings:
         """All ports `offset` higher.

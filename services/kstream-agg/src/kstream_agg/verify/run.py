@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING, Any
 from kstream_agg.core.errors import InvalidRecordError
 from kstream_agg.core.names import dead_letter_topic, late_topic
 from kstream_agg.core.schemas import AVERAGE, RAW_TRADE
+from kstream_agg.kafka.dead_letters import LetterFilter, Selection, read_letters
 from kstream_agg.kafka.dlq import header_value, origin_from_headers
 from kstream_agg.kafka.registry import SchemaRegistry
 from kstream_agg.kafka.wire import RecordDecoder
+from kstream_agg.sinks.letters import STAGE as REFUSED_ROW
 from kstream_agg.sinks.postgres import connect
 from kstream_agg.sinks.tables import Table, average_table, raw_table
 from kstream_agg.verify.reading import Span, TopicPart, TopicReader
 from kstream_agg.verify.report import Check, Report
-from kstream_agg.verify.tables import TableComparison
+from kstream_agg.verify.tables import TableComparison, row_key
 from kstream_agg.verify.waiting import (
     Group,
     readable_by,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from kstream_agg.sinks.connectors import Sink
     from kstream_agg.sinks.patience import Patience
     from kstream_agg.sinks.settings import AggregatorView, ToolSettings
+    from kstream_agg.verify.tables import RowKey
 
 __all__ = ["TRADES_CHECK", "WINDOWS_CHECK", "WINDOW_ROWS_CHECK", "verify"]
 
@@ -65,8 +68,8 @@ class _Tools:
     postgres: psycopg.Connection[Any]
     trades: RecordDecoder
     averages: RecordDecoder
-    raw_group: str
-    agg_group: str
+    raw_sink: Sink
+    agg_sink: Sink
     patience: Patience
 
 
@@ -113,8 +116,8 @@ def verify(
             postgres,
             RecordDecoder(registry.schema_by_id, RAW_TRADE),
             RecordDecoder(registry.schema_by_id, AVERAGE),
-            raw_sink.definition.group_id,
-            agg_sink.definition.group_id,
+            raw_sink,
+            agg_sink,
             patience,
         )
         if wait_for_window:
@@ -130,7 +133,7 @@ def _verify_topic(tools: _Tools, raw_topic: str) -> list[Check]:
     ends = _fix_ends(tools, raw_topic, average_topics)
     late = _read_late(tools, ends.late, raw_topic)
     trades_check = Check(TRADES_CHECK, raw_topic)
-    trades = _table(tools, raw_table(raw_topic), trades_check)
+    trades = _table(tools, raw_table(raw_topic), trades_check, tools.raw_sink, tools.trades)
     families = [
         _Family.read(tools, topic, period_s, advance_s, ends, late)
         for topic, (period_s, advance_s) in zip(
@@ -182,7 +185,8 @@ class _Family:
         windows_check = Check(WINDOWS_CHECK, self.topic)
         _judge_windows(tools, windows_check, self.recomputation, ends.raw, self.spans)
         rows_check = Check(WINDOW_ROWS_CHECK, self.topic)
-        rows = _table(tools, average_table(self.topic), rows_check)
+        table = average_table(self.topic)
+        rows = _table(tools, table, rows_check, tools.agg_sink, tools.averages)
         for average in self.averages.values():
             rows.add(average)
         _finish_table(tools, rows, self.spans, tools.averages)
@@ -194,19 +198,37 @@ def _fix_ends(tools: _Tools, raw_topic: str, average_topics: Sequence[str]) -> _
     aggregator = Group(tools.aggregator.group_id)
     # 1.
     raw = reader.spans([raw_topic])
-    raw_sink = Group(tools.raw_group, must_read=readable_by(tools.trades))
+    raw_sink = Group(tools.raw_sink.definition.group_id, must_read=readable_by(tools.trades))
     wait_for_group(reader, raw_sink, raw, patience)
     positions = wait_for_group(reader, aggregator, raw, patience)
     # 2.
     averages = reader.spans(average_topics)
     late = reader.spans([late_topic(raw_topic), dead_letter_topic(raw_topic)])
-    agg_sink = Group(tools.agg_group, must_read=readable_by(tools.averages))
+    agg_sink = Group(tools.agg_sink.definition.group_id, must_read=readable_by(tools.averages))
     wait_for_group(reader, agg_sink, averages, patience)
     return _Ends(raw, positions, averages, late)
 
 
-def _table(tools: _Tools, table: Table, check: Check) -> TableComparison:
-    return TableComparison(tools.postgres, tools.settings.postgres, table, check)
+def _table(
+    tools: _Tools, table: Table, check: Check, sink: Sink, decoder: RecordDecoder
+) -> TableComparison:
+    refused = _read_refused(tools, table, check.topic, sink, decoder)
+    return TableComparison(tools.postgres, tools.settings.postgres, table, check, refused=refused)
+
+
+def _read_refused(
+    tools: _Tools, table: Table, topic: str, sink: Sink, decoder: RecordDecoder
+) -> dict[RowKey, list[dict[str, Any]]]:
+    """The topic's records that the table has refused, by the sink's dead letters."""
+    found: dict[RowKey, list[dict[str, Any]]] = {}
+    which = LetterFilter(origin=topic, stage=REFUSED_ROW)
+    for letter in read_letters(tools.reader, [Selection(sink.dead_letter_topic)], which):
+        try:
+            record = decoder.decode(letter.value)
+        except InvalidRecordError:  # not the watch's: it sets aside what it has decoded
+            continue
+        found.setdefault(row_key(table, record), []).append(record)
+    return found
 
 
 def _decoded(

@@ -52,6 +52,15 @@ class SeqSet:
         """
         return self._firsts[0]
 
+    def count(self, first: int, last: int) -> int:
+        """How many of the numbers from `first` to `last` are in the set."""
+        place = max(0, bisect_right(self._firsts, first) - 1)
+        found = 0
+        while place < len(self._firsts) and self._firsts[place] <= last:
+            found += max(0, min(last, self._lasts[place]) - max(first, self._firsts[place]) + 1)
+            place += 1
+        return found
+
     def holes(self) -> list[tuple[int, int]]:
         """The runs of numbers that are missing between the lowest and the highest."""
         ends = zip(self._lasts, self._firsts[1:], strict=False)

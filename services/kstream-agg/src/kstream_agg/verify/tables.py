@@ -20,13 +20,13 @@ from kstream_agg.verify.seqs import SeqSet
 from kstream_agg.verify.windows import epoch_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from kstream_agg.core.settings import PostgresSettings
     from kstream_agg.sinks.tables import Table
     from kstream_agg.verify.report import Check
 
-__all__ = ["RowKey", "TableComparison"]
+__all__ = ["RowKey", "TableComparison", "row_key"]
 
 RowKey = tuple[str, int]
 """instrument_name and trade_seq, or instrument_name and window_start in ms."""
@@ -43,6 +43,7 @@ class TableComparison:
         settings: Its settings, for errors.
         table: The table.
         check: Where the result goes.
+        refused: By key, the records that the table has refused and that were set aside.
     """
 
     def __init__(
@@ -51,11 +52,14 @@ class TableComparison:
         settings: PostgresSettings,
         table: Table,
         check: Check,
+        *,
+        refused: Mapping[RowKey, Sequence[Mapping[str, Any]]],
     ) -> None:
         self._connection = connection
         self._settings = settings
         self._table = table
         self._check = check
+        self._refused = refused
         self._names = [column.name for column in table.columns]
         self._lookup = _lookup(table)
         self._waiting: dict[RowKey, Mapping[str, Any]] = {}
@@ -65,7 +69,7 @@ class TableComparison:
 
     def key_of(self, record: Mapping[str, Any]) -> RowKey:
         """The record's key in the table."""
-        return _key(record[name] for name in self._table.key)
+        return row_key(self._table, record)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """The next record; of one key, in topic order."""
@@ -97,16 +101,23 @@ class TableComparison:
 
     def _judge(self, key: RowKey, record: Mapping[str, Any], row: tuple[Any, ...] | None) -> None:
         self._wrong.pop(key, None)
-        if row is None:
-            self._wrong[key] = "in the topic, not in Postgres"
+        wrong = self._difference(record, row)
+        if wrong is None:
             return
+        if record in self._refused.get(key, ()):
+            self._check.note("rows that Postgres refused, in the sink's dead-letter topic")
+        else:
+            self._wrong[key] = wrong
+
+    def _difference(self, record: Mapping[str, Any], row: tuple[Any, ...] | None) -> str | None:
+        if row is None:
+            return "in the topic, not in Postgres"
         wrong = [
             f"{name} is {value!r} in Postgres, {record[name]!r} in the topic"
             for name, value in zip(self._names, row, strict=True)
             if value != record[name]
         ]
-        if wrong:
-            self._wrong[key] = "; ".join(wrong)
+        return "; ".join(wrong) or None
 
     def find_unaccounted(self, *, is_cut: bool) -> None:
         """Read all keys of the table for rows that no record accounts for.
@@ -155,6 +166,11 @@ class TableComparison:
         self.flush()
         for (instrument, second), wrong in self._wrong.items():
             self._check.differs(f"{instrument} {self._table.key[1]} {second}: {wrong}")
+
+
+def row_key(table: Table, record: Mapping[str, Any]) -> RowKey:
+    """A record's key in its table."""
+    return _key(record[name] for name in table.key)
 
 
 def _key(values: Any) -> RowKey:  # noqa: ANN401 - an iterable of two values of a row or record

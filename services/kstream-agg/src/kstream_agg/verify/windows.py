@@ -13,8 +13,12 @@ exactly what the window's first n counted trades make. That settles what may sti
 Not counted: what the aggregator has put into `-late` or `-dlq`, by partition and offset, and
 repeats of (instrument_name, trade_seq) within a window. The same trade_seq in another window is
 another trade: a recording played twice has both. Late trades that are not in `-late` are counted
-like others. `current` is folded from the record's own `seed`; a record with a `tau` is of the
-time-decayed form, and its seed weighs `seed_weight`.
+like others. A record with `closed_by = recompute` was made from the raw topic when the aggregator
+kept the window no longer: of its window, trades that are in `-late` as late count too, and those
+that came after it was made need not be covered.
+
+`current` is folded from the record's own `seed`; a record with a `tau` is of the time-decayed
+form, and its seed weighs `seed_weight`.
 """
 
 from __future__ import annotations
@@ -40,6 +44,8 @@ Averages = dict[WindowKey, dict[str, Any]]
 
 REFUSED: Final = "refused"
 """Why a record is not counted that the aggregator has put into `-dlq`."""
+_LATE: Final = "late"
+_RECOMPUTED: Final = "recompute"
 _MOVE_NO_WATERMARK: Final = frozenset({"future", REFUSED})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
@@ -72,7 +78,8 @@ class _Window:
     highest: tuple[int, float] = (0, 0.0)
     count: int = 0
     settled: int = 0
-    """How many of them stand before the aggregator's position."""
+    """How many of them its record must cover: up to the last one that the aggregator has counted
+    before its position."""
 
     def add(self, seq: int, price: float, amount: float, after_ms: int) -> None:
         """Add a trade; `after_ms` is how long after the window's begin it happened."""
@@ -159,32 +166,45 @@ class Recomputation:
             self._oldest_ms.setdefault(part, at_ms)
         if reason is not None:
             self.excluded_count += 1
-            return
+            if reason != _LATE:
+                return
         newest = at_ms // self._advance_ms * self._advance_ms
         start_ms = newest
         while at_ms < start_ms + self._period_ms:
-            is_repeat = self._count(part, trade, start_ms, at_ms - start_ms, settled=settled)
+            key = (trade["instrument_name"], _EPOCH + start_ms * _MS)
+            if reason is None:
+                is_repeat = self._count(part, key, trade, at_ms - start_ms, settled=settled)
+            else:
+                is_repeat = self._count_late(part, key, trade, at_ms - start_ms)
             self.repeats += is_repeat and start_ms == newest
             start_ms -= self._advance_ms
 
     def _count(
         self,
         part: TopicPart,
+        key: WindowKey,
         trade: Mapping[str, Any],
-        start_ms: int,
         after_ms: int,
         *,
         settled: bool,
     ) -> bool:
-        """Count a trade in one window; True when it is a repeat there."""
-        key = (trade["instrument_name"], _EPOCH + start_ms * _MS)
+        """Count a trade in one window; True when it is a repeat there.
+
+        Args:
+            part: Where it stands.
+            key: The window.
+            trade: The trade.
+            after_ms: How long after the window's begin it happened.
+            settled: Whether the window's record must cover it, once the window is closed.
+        """
         window = self._windows.get(key)
         if window is None:
             window = self._windows[key] = self._open(part, key, trade["price"])
         if not window.seqs.add(trade["trade_seq"]):
             return True
         window.add(trade["trade_seq"], trade["price"], trade["amount"], after_ms)
-        window.settled += settled
+        if settled:
+            window.settled = window.count
         record = self._averages.get(key)
         covered = record["trade_count"] if record is not None else 0
         if record is not None and window.count == covered:
@@ -194,6 +214,15 @@ class Recomputation:
         if window.count >= covered:
             window.forget_prices()
         return False
+
+    def _count_late(
+        self, part: TopicPart, key: WindowKey, trade: Mapping[str, Any], after_ms: int
+    ) -> bool:
+        """Count a trade that the aggregator has refused, where the window was recomputed."""
+        record = self._averages.get(key)
+        if record is None or record.get("closed_by") != _RECOMPUTED:
+            return False
+        return self._count(part, key, trade, after_ms, settled=False)
 
     def _open(self, part: TopicPart, key: WindowKey, price: float) -> _Window:
         record = self._averages.get(key)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from kstream_agg.deribit.simulation.instruments import Instrument, kind_matches, parse_instrument
+from kstream_agg.deribit.simulation.kept_trades import KeptTrades
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -63,9 +64,8 @@ class Exchange:
                 self._created[name] = trade["timestamp"]
         self.currencies = {item.currency for item in self.instruments.values()} | {_ALWAYS_LISTED}
         self.published = 0
-        self._history = history
-        self._by_currency: dict[str, deque[PublishedTrade]] = {
-            currency: deque() for currency in self.currencies
+        self._by_currency: dict[str, KeptTrades[PublishedTrade]] = {
+            currency: KeptTrades(history) for currency in self.currencies
         }
         self._by_instrument: dict[str, deque[PublishedTrade]] = {
             name: deque() for name in self.instruments
@@ -90,11 +90,11 @@ class Exchange:
             for trade in trades
         ]
         for trade in happened:
-            self._by_currency[self.instruments[trade.instrument].currency].append(trade)
             self._by_instrument[trade.instrument].append(trade)
-        for kept in self._by_currency.values():
-            while len(kept) > self._history:
-                self._by_instrument[kept.popleft().instrument].popleft()
+            kept = self._by_currency[self.instruments[trade.instrument].currency]
+            dropped = kept.append(trade)
+            if dropped is not None:
+                self._by_instrument[dropped.instrument].popleft()
         self.published += len(happened)
         return happened
 
@@ -111,6 +111,16 @@ class Exchange:
             if currency in {"any", listed}:
                 yield from (trade for trade in trades if trade.instrument in wanted)
 
+    def currency_trades_between(
+        self, currency: str, kind: str, low_ms: int, high_ms: int
+    ) -> Iterable[PublishedTrade]:
+        """Those of them from one time to another, both included (ms)."""
+        wanted = {name for name, item in self.instruments.items() if kind_matches(kind, item.kind)}
+        for listed, trades in self._by_currency.items():
+            if currency in {"any", listed}:
+                chosen = trades.between(low_ms, high_ms)
+                yield from (trade for trade in chosen if trade.instrument in wanted)
+
     def instrument_trades(self, name: str) -> Iterable[PublishedTrade]:
         """The kept trades of a listed instrument, in the order they happened."""
         return self._by_instrument[name]
@@ -118,7 +128,7 @@ class Exchange:
     def latest(self, count: int) -> list[PublishedTrade]:
         """The newest trades of some currency."""
         longest = max(self._by_currency.values(), key=len)
-        return [longest[-place] for place in range(1, min(count, len(longest)) + 1)]
+        return longest.newest(count)
 
     def listings(self, currency: str, kind: str) -> list[dict[str, Any]]:
         """The rows of `public/get_instruments`."""

@@ -10,6 +10,7 @@ a recording's own timestamps can be asked for.
 from __future__ import annotations
 
 from importlib.metadata import version
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
@@ -28,6 +29,8 @@ __all__ = ["SIMULATOR_VERSION", "call_public", "call_rest"]
 SIMULATOR_VERSION: Final = f"simulator-{version('kstream-agg')}"
 """What `public/hello` answers: clients can tell that trades are simulated."""
 
+_MAX_COUNT: Final = 1_000
+_SORTINGS: Final = ("asc", "desc", "default")
 _WEBSOCKET_METHODS: Final = frozenset(
     {
         "public/subscribe",
@@ -105,7 +108,13 @@ def _by_currency(exchange: Exchange, params: Params, now: Moment) -> object:
 def _by_currency_and_time(exchange: Exchange, params: Params, now: Moment) -> object:
     del now
     times = params.required_integer("start_timestamp"), params.required_integer("end_timestamp")
-    chosen = _between(_currency_trades(exchange, params), "timestamp", *times)
+    kind = params.choice("kind", KINDS, "any")
+    currency = _currency(exchange, params)
+    chosen = exchange.currency_trades_between(currency, kind, *times)
+    if currency != "any" and params.choice("sorting", _SORTINGS, "default") != "desc":
+        # Enough for a page, for ids that differ a little from the order in which trades happened,
+        # and to see that there is more.
+        chosen = islice(chosen, _MAX_COUNT + 1_000)
     return _page(chosen, params, has_start=True)
 
 
@@ -188,8 +197,8 @@ def _between(
 
 
 def _page(chosen: Iterable[PublishedTrade], params: Params, *, has_start: bool) -> dict[str, Any]:
-    count = params.integer("count", 10, low=1, high=1000)
-    sorting = params.choice("sorting", ("asc", "desc", "default"), "default")
+    count = params.integer("count", 10, low=1, high=_MAX_COUNT)
+    sorting = params.choice("sorting", _SORTINGS, "default")
     found = list(chosen)
     if sorting == "default":
         page = found[:count] if has_start else found[-count:]

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from kstream_agg.core.settings import ENV_PREFIX, load_settings
-from kstream_agg.sinks.settings import AGG_SINK, RAW_SINK
+from kstream_agg.sinks.settings import AGG_SINK, RAW_SINK, WATCH
 from kstream_agg.stack.component import Component
 from kstream_agg.stack.endpoints import stack_endpoints
 from kstream_agg.stack.probes import readiness_probe, sinks_probe
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "agg_producer_component",
     "connectors_component",
+    "connectors_watch_component",
     "raw_producer_component",
     "simulator_component",
 ]
@@ -46,6 +47,21 @@ def connectors_component(context: StackContext) -> Component:
         env=_environment(context),
         cwd=context.layout.folder,
         depends_on=("schema-registry", "connect", "postgres"),
+    )
+
+
+def connectors_watch_component(context: StackContext) -> Component:
+    """Brings sinks back that failed; not behind `connectors`, which may wait for just that."""
+    port = context.ports.connectors_watch_http
+    return Component(
+        name=WATCH,
+        argv=_program("connectors", "watch"),
+        probe=readiness_probe(port),
+        env=_environment(context, {"HTTP__PORT": str(port)}),
+        cwd=context.layout.folder,
+        ports={"connectors_watch_http": port},
+        depends_on=("kafka", "schema-registry", "connect", "postgres"),
+        address=f"http://127.0.0.1:{port}/metrics",
     )
 
 
