@@ -119,7 +119,7 @@ test-compose: $(VENV)/.dev ## The stack in containers: built, run, broken, mende
 	@sh $(PKG)/tests/compose/run.sh $(CURDIR)/$(VENV) $(ARGS)
 
 .PHONY: test-soak
-test-soak: $(VENV)/.dev ## Ten minutes without a broker under load (20 min)
+test-soak: $(VENV)/.dev ## Ten minutes without a broker; ten million trades (25 min)
 	cd $(PKG) && ../../$(BIN)/pytest -m soak $(ARGS)
 
 .PHONY: bench

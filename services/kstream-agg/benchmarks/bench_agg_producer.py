@@ -1,13 +1,15 @@
-"""agg-producer: records/s on a topic that is there already."""
+"""agg-producer: records/s on a topic that is there already, beside others that do the same."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
+from aggregating_peers import KafkaStreams, QuixStreams
 from kstream_agg.core.metrics import RECORDS_CONSUMED
 from kstream_agg.core.names import channel_topic
 from measurement import Measurement
-from processes import Pass, Service, reference, say, watch
+from processes import POLL_S, Pass, Service, reference, say, watch
 from workload import prefill
 
 if TYPE_CHECKING:
@@ -16,53 +18,180 @@ if TYPE_CHECKING:
 
     from kstream_agg.stack.endpoints import StackEndpoints
 
-__all__ = ["measure"]
+__all__ = ["aggregate", "measure"]
 
-_TRADES: Final = 1_000_000
+_TRADES: Final = 2_000_000
+_QUIX_TRADES: Final = 200_000
 _CURRENCY: Final = "AGG"
-_CHANNEL: Final = f"trades.option.{_CURRENCY}.100ms"
 _FLOOR: Final = 150_000
+# Asking a supervisor for its workers' metrics costs some milliseconds of a core each time.
+_LOOK_AT_WORKERS_S: Final = 0.25
+
+Peer = dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Passes:
+    """What each program did, a pass an entry."""
+
+    one: list[Pass] = field(default_factory=list)
+    two: list[Pass] = field(default_factory=list)
+    bare: list[Peer] = field(default_factory=list)
+    streams: list[Peer] = field(default_factory=list)
+    quix: list[Peer] = field(default_factory=list)
+
+    def tell(self, run: int, runs: int) -> None:
+        rates = {
+            "one worker": self.one[-1].per_s,
+            "two workers": self.two[-1].per_s,
+            "bare loop": _per_s(self.bare[-1]),
+        }
+        if self.streams:
+            rates["Kafka Streams"] = _per_s(self.streams[-1])
+        if self.quix:
+            rates["quix-streams"] = _per_s(self.quix[-1])
+        shown = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in rates.items())
+        say(f"agg_producer {run}/{runs}: {shown}")
 
 
 def measure(endpoints: StackEndpoints, folder: Path, runs: int) -> Iterator[Measurement]:
-    """Aggregate one topic `runs` times, each time as a new consumer group."""
-    topic = channel_topic(_CHANNEL)
+    """Aggregate one topic `runs` times with each program in turn, as a new group each time."""
+    streams, quix = KafkaStreams.prepare(), QuixStreams.prepare()
+    channel = f"trades.option.{_CURRENCY}.100ms"
+    topic = channel_topic(channel)
     say(f"agg_producer: filling {topic} with {_TRADES:,} trades")
     prefill(endpoints, topic, _TRADES, _CURRENCY)
-    passes, bare = [], []
+    passes = _Passes()
     for run in range(1, runs + 1):
-        passes.append(_aggregate(endpoints, folder, topic, run))
-        bare.append(reference("bare_consume.py", endpoints.bootstrap_servers, topic, _TRADES))
-        say(
-            f"agg_producer {run}/{runs}: {passes[-1].per_s:,.0f} records/s, "
-            f"bare loop {bare[-1]['records'] / bare[-1]['seconds']:,.0f}"
+        group = f"bench-{run}"
+        passes.one.append(aggregate(endpoints, folder, channel, _TRADES, group))
+        passes.bare.append(
+            reference("bare_consume.py", endpoints.bootstrap_servers, topic, _TRADES)
         )
+        if streams is not None:
+            name = f"streams-{run}"
+            passes.streams.append(streams.run(endpoints, folder, topic, _TRADES, name))
+        passes.two.append(aggregate(endpoints, folder, channel, _TRADES, f"{group}-two", 2))
+        if quix is not None:
+            name = f"quix-{run}"
+            passes.quix.append(quix.run(endpoints, folder, topic, _QUIX_TRADES, name))
+        passes.tell(run, runs)
+    yield from _ours(passes)
+    yield from _beside_peers(passes)
+
+
+def _ours(passes: _Passes) -> Iterator[Measurement]:
+    rates = tuple(found.per_s for found in passes.one)
     yield Measurement(
         "agg_producer.records_per_s",
         "records/s",
-        tuple(found.per_s for found in passes),
-        tuple(found["records"] / found["seconds"] for found in bare),
+        rates,
+        tuple(map(_per_s, passes.bare)),
         floor=_FLOOR,
-        details={"records": _TRADES, "record_bytes": round(bare[0]["bytes"] / _TRADES)},
+        asked_ratio=0.28,
+        details={
+            "beside": "a bare consume() loop",
+            "records": _TRADES,
+            "record_bytes": round(passes.bare[0]["bytes"] / _TRADES),
+        },
     )
     yield Measurement(
         "agg_producer.cpu_s_per_million",
         "CPU-s/million",
-        tuple(found.cpu_s_per_million for found in passes),
-        tuple(found["cpu_s"] * 1e6 / found["records"] for found in bare),
+        tuple(found.cpu_s_per_million for found in passes.one),
+        tuple(map(_cpu_s_per_million, passes.bare)),
         better="lower",
+        details={"beside": "a bare consume() loop"},
     )
     yield Measurement(
         "agg_producer.rss_peak",
         "MB",
-        tuple(found.rss_peak / 1e6 for found in passes),
+        tuple(found.rss_peak / 1e6 for found in passes.one),
         better="lower",
+    )
+    yield Measurement(
+        "agg_producer.two_workers",
+        "records/s",
+        tuple(found.per_s for found in passes.two),
+        rates,
+        asked_ratio=1.3,
+        details={"beside": "one worker"},
     )
 
 
-def _aggregate(endpoints: StackEndpoints, folder: Path, topic: str, run: int) -> Pass:
-    changes = {"CHANNELS": _CHANNEL, "GROUP_ID": f"bench-{run}"}
-    with Service(("agg-producer",), endpoints.environment, folder, changes) as service:
-        return watch(
-            lambda: service.counter(RECORDS_CONSUMED.name, topic), _TRADES, service.process
+def _beside_peers(passes: _Passes) -> Iterator[Measurement]:
+    rates = tuple(found.per_s for found in passes.one)
+    if passes.streams:
+        beside = {"beside": "Kafka Streams 4.3.1, exactly_once_v2, in-memory store, one thread"}
+        warm = [round(found["warm_per_s"]) for found in passes.streams]
+        yield Measurement(
+            "agg_producer.beside_kafka_streams",
+            "records/s",
+            rates,
+            tuple(map(_per_s, passes.streams)),
+            asked_ratio=1.3,
+            details=beside | {"kafka_streams_second_half": warm},
         )
+        yield Measurement(
+            "agg_producer.cpu_beside_kafka_streams",
+            "CPU-s/million",
+            tuple(found.cpu_s_per_million for found in passes.one),
+            tuple(map(_cpu_s_per_million, passes.streams)),
+            better="lower",
+            asked_ratio=0.6,
+            details=dict(beside),
+        )
+    if passes.quix:
+        yield Measurement(
+            "agg_producer.beside_quix_streams",
+            "records/s",
+            rates,
+            tuple(map(_per_s, passes.quix)),
+            asked_ratio=10.0,
+            details={
+                "beside": f"quix-streams 3.28.0, exactly once, {_QUIX_TRADES:,} records",
+                "cpu_s_per_million": round(_cpu_s_per_million(passes.quix[0]), 1),
+            },
+        )
+
+
+def aggregate(  # noqa: PLR0913, PLR0917 - a pass's facts
+    endpoints: StackEndpoints,
+    folder: Path,
+    channel: str,
+    total: int,
+    group: str,
+    workers: int = 1,
+    **changes: str,
+) -> Pass:
+    """One pass of the agg-producer over a topic that is filled.
+
+    Args:
+        endpoints: The stack.
+        folder: Where it runs.
+        channel: The topic's.
+        total: The topic's records.
+        group: A consumer group that nobody had.
+        workers: How many processes. Of several, time begins when each has counted something.
+        changes: Further settings.
+    """
+    own = {"CHANNELS": channel, "GROUP_ID": group, "WORKERS": str(workers)}
+    own |= {"TELEMETRY__EXPORTER": "none"} | changes
+    topic = channel_topic(channel)
+    with Service(("agg-producer",), endpoints.environment, folder, own) as service:
+        return watch(
+            lambda: service.counter(RECORDS_CONSUMED.name, topic, workers),
+            total,
+            service.process,
+            poll_s=_LOOK_AT_WORKERS_S if workers > 1 else POLL_S,
+        )
+
+
+def _per_s(found: Peer) -> float:
+    rate: float = found["records"] / found["seconds"]
+    return rate
+
+
+def _cpu_s_per_million(found: Peer) -> float:
+    cost: float = found["cpu_s"] * 1e6 / found["records"]
+    return cost

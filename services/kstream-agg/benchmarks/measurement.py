@@ -25,6 +25,7 @@ class Measurement:
         references: The same of a bare loop in the same run; empty where there is none.
         better: `higher` or `lower`.
         floor: The value that is asked for, a ceiling where lower is better; None where nothing is.
+        asked_ratio: The ratio to the reference that is asked for, a ceiling where lower is better.
         details: Further facts of this figure, reported as they are.
     """
 
@@ -34,6 +35,7 @@ class Measurement:
     references: tuple[float, ...] = ()
     better: str = "higher"
     floor: float | None = None
+    asked_ratio: float | None = None
     details: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -47,13 +49,20 @@ class Measurement:
         return median(self.references) if self.references else None
 
     @property
+    def ratio(self) -> float | None:
+        """Value to reference; None without a reference."""
+        return self.value / self.reference if self.reference else None
+
+    @property
     def meets_floor(self) -> bool | None:
-        """Whether the median is as good as the floor asks; None where nothing is asked."""
-        if self.floor is None:
-            return None
-        if self.better == "higher":
-            return self.value >= self.floor
-        return self.value <= self.floor
+        """Whether median and ratio are as good as is asked; None where nothing is asked."""
+        asked = [(self.value, self.floor), (self.ratio, self.asked_ratio)]
+        answers = [
+            found >= wanted if self.better == "higher" else found <= wanted
+            for found, wanted in asked
+            if found is not None and wanted is not None
+        ]
+        return all(answers) if answers else None
 
     def line(self) -> str:
         """One line of JSON."""
@@ -67,9 +76,10 @@ class Measurement:
                 "max": _rounded(max(self.values)),
                 "runs": len(self.values),
                 "reference": None if reference is None else _rounded(reference),
-                "ratio": round(self.value / reference, 3) if reference else None,
+                "ratio": None if self.ratio is None else round(self.ratio, 3),
                 "better": self.better,
                 "floor": self.floor,
+                "asked_ratio": self.asked_ratio,
                 "meets_floor": self.meets_floor,
                 **self.details,
                 "versions": versions(),

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Pass", "Service", "reference", "say", "watch"]
+__all__ = ["POLL_S", "Pass", "Service", "reference", "say", "watch"]
 
 _HERE: Final = Path(__file__).parent
 _END_WITHIN_S: Final = 20.0
-_POLL_S: Final = 0.05
+POLL_S: Final = 0.05
+"""Seconds between two looks at a program."""
 _LOG_TAIL_BYTES: Final = 2_000
 # Names a folder for cProfile's files, one a service: its main thread alone, and slower for it.
 _PROFILE_VARIABLE: Final = "KSTREAM_BENCH_PROFILE"
@@ -130,16 +131,21 @@ class Service:
             self.check()
             if time.monotonic() > deadline:
                 raise UnavailableError(f"{self._arguments[0]} is not ready in {timeout_s:.0f} s")
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
 
-    def counter(self, name: str, topic: str) -> int:
-        """A counter's value for a topic; 0 while it has none or does not answer."""
+    def counter(self, name: str, topic: str, workers: int = 1) -> int:
+        """A counter's value for a topic; 0 while it has none or does not answer.
+
+        Of several workers the sum, once each of them has counted something.
+        """
         self.check()
-        start = f'{name}_total{{topic="{topic}"}} '
-        for line in (self._get("/metrics") or "").splitlines():
-            if line.startswith(start):
-                return round(float(line.removeprefix(start)))
-        return 0
+        start, label = f"{name}_total{{", f'topic="{topic}"'
+        values = [
+            round(float(line.rpartition(" ")[2]))
+            for line in (self._get("/metrics") or "").splitlines()
+            if line.startswith(start) and label in line
+        ]
+        return sum(values) if sum(map(bool, values)) >= workers else 0
 
     def quantile(self, name: str, share: float) -> float:
         """A quantile of a histogram without labels, interpolated within its bucket."""
@@ -197,13 +203,14 @@ class Pass:
         return self.cpu_s * 1e6 / self.records
 
 
-def watch(
+def watch(  # noqa: PLR0913 - what is told by name
     read: Callable[[], int],
     total: int,
     process: psutil.Process,
     *,
     timeout_s: float = 300.0,
     exactly: bool = True,
+    poll_s: float = POLL_S,
 ) -> Pass:
     """Watch a count until it reaches `total`.
 
@@ -213,9 +220,10 @@ def watch(
     Args:
         read: Gives the count.
         total: Where it ends.
-        process: Whose CPU time and memory are taken.
+        process: Whose CPU time and memory are taken, with those of its children.
         timeout_s: Longest wait.
         exactly: Whether more than the total is an error.
+        poll_s: Seconds between two looks.
 
     Raises:
         UnavailableError: That took longer.
@@ -226,16 +234,16 @@ def watch(
     rss_peak = 0
     while True:
         count, now = read(), time.monotonic()
-        with process.oneshot():
-            cpu_s = _cpu_s(process)
-            rss_peak = max(rss_peak, process.memory_info().rss)
+        family = [process, *process.children()]
+        cpu_s = sum(map(_cpu_s, family))
+        rss_peak = max(rss_peak, sum(member.memory_info().rss for member in family))
         if first is None and count > 0:
             first = (count, now, cpu_s)
         if count >= total:
             break
         if now > deadline:
             raise UnavailableError(f"{count:,} of {total:,} records after {timeout_s:.0f} s")
-        time.sleep(_POLL_S)
+        time.sleep(poll_s)
     if first is None or first[0] >= total or (exactly and count > total):
         raise ContractError(f"{count:,} of {total:,} records were seen at once, or too many")
     return Pass(total - first[0], now - first[1], cpu_s - first[2], rss_peak)

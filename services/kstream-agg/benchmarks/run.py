@@ -14,6 +14,8 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 import bench_agg_producer
+import bench_agg_recovery
+import bench_agg_sweep
 import bench_demo_start
 import bench_pipeline
 import bench_push_proxy
@@ -37,17 +39,24 @@ if TYPE_CHECKING:
 _ON_STACK: Final[dict[str, OnStack]] = {
     "raw_producer": bench_raw_producer.measure,
     "agg_producer": bench_agg_producer.measure,
+    "agg_recovery": bench_agg_recovery.measure,
     "sink": bench_sink.measure,
     "push_proxy": bench_push_proxy.measure,
     "pipeline": bench_pipeline.measure,
 }
+_BY_NAME_ONLY: Final[dict[str, OnStack]] = {"agg_sweep": bench_agg_sweep.measure}
 _DEMO: Final = "demo_start"
+# What else would run takes its share of the machine.
+_KAFKA_ALONE: Final = frozenset({"agg_producer", "agg_recovery", "agg_sweep", "pipeline"})
+_FEW: Final = ("kafka", "schema-registry")
 
 
 def main() -> None:
     """Run the benchmarks that are asked for; all of them by default."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=[*_ON_STACK, _DEMO], help="this one alone")
+    parser.add_argument(
+        "--only", choices=[*_ON_STACK, *_BY_NAME_ONLY, _DEMO], help="this one alone"
+    )
     parser.add_argument("--runs", type=int, default=3, help="repeats (default 3)")
     options = parser.parse_args()
     if options.runs < 1:
@@ -68,12 +77,14 @@ def main() -> None:
 
 
 def _run(names: list[str], folder: Path, runs: int) -> None:
-    on_stack = [name for name in names if name in _ON_STACK]
+    benches = _ON_STACK | _BY_NAME_ONLY
+    on_stack = [name for name in names if name in benches]
     if on_stack:
-        say("starting a stack of Kafka, registry, Connect, Postgres and Zipkin")
-        with LocalStack(folder / "stack") as stack:
+        only = _FEW if _KAFKA_ALONE.issuperset(on_stack) else ()
+        say(f"starting a stack of {', '.join(only) or 'all components'}")
+        with LocalStack(folder / "stack", only=only) as stack:
             for name in on_stack:
-                _report(_ON_STACK[name](stack.endpoints, folder, runs))
+                _report(benches[name](stack.endpoints, folder, runs))
     if _DEMO in names:
         with contextlib.closing(bench_demo_start.measure(folder)) as found:
             _report(found)

@@ -6,7 +6,7 @@ A 5-minute window of an instrument holds 28 trades on average, about as many as 
 from __future__ import annotations
 
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from confluent_kafka import Producer
@@ -21,9 +21,7 @@ from kstream_agg.deribit.trade_encoder import TradeEncoder
 from kstream_agg.deribit.trades import Trade
 from kstream_agg.kafka.cluster import KafkaCluster, topic_configuration
 from kstream_agg.kafka.registry import SchemaRegistry
-
-# The bare loops are to differ from our writer by nothing but the writer.
-from kstream_agg.kafka.writer import _DEFAULTS as PRODUCER_DEFAULTS
+from kstream_agg.kafka.writer import PRODUCER_DEFAULTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,11 +34,13 @@ if TYPE_CHECKING:
 __all__ = [
     "FRAME_TRADES",
     "PRODUCER_DEFAULTS",
+    "cluster_of",
     "encoded",
     "frame_headers",
     "instruments",
     "make_topic",
     "prefill",
+    "register",
     "wire_trades",
     "write_recording",
 ]
@@ -107,10 +107,20 @@ def frame_headers(frame: int) -> Headers:
     return [(TRACEPARENT, trace.encode()), (SIMULATED, b"true")]
 
 
+def cluster_of(endpoints: StackEndpoints) -> KafkaCluster:
+    """The stack's brokers."""
+    return KafkaCluster(KafkaSettings(bootstrap_servers=endpoints.bootstrap_servers), "bench")
+
+
+def register(endpoints: StackEndpoints, topic: str, schema: dict[str, Any]) -> int:
+    """The id of a schema for the values of a topic."""
+    with SchemaRegistry(RegistrySettings(url=endpoints.registry_url)) as registry:
+        return registry.register_value(topic, schema)
+
+
 def make_topic(endpoints: StackEndpoints, topic: str) -> None:
     """A topic of the shape that the pipeline gives its raw topics by default."""
-    cluster = KafkaCluster(KafkaSettings(bootstrap_servers=endpoints.bootstrap_servers), "bench")
-    cluster.create_topics([topic_configuration(topic, TopicSettings())])
+    cluster_of(endpoints).create_topics([topic_configuration(topic, TopicSettings())])
 
 
 def prefill(endpoints: StackEndpoints, topic: str, count: int, currency: str) -> dict[str, int]:
@@ -120,8 +130,7 @@ def prefill(endpoints: StackEndpoints, topic: str, count: int, currency: str) ->
         The last `trade_seq` of each instrument.
     """
     make_topic(endpoints, topic)
-    with SchemaRegistry(RegistrySettings(url=endpoints.registry_url)) as registry:
-        schema_id = registry.register_value(topic, RAW_TRADE)
+    schema_id = register(endpoints, topic, RAW_TRADE)
     producer = Producer(PRODUCER_DEFAULTS | {"bootstrap.servers": endpoints.bootstrap_servers})
     last: dict[str, int] = {}
     trades = wire_trades(count, currency)

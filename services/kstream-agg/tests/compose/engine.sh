@@ -15,6 +15,7 @@ mkdir -p "$2"
 folder=$(cd "$2" && pwd)
 root=$folder/root
 state=$folder/state
+forward=/proc/sys/net/ipv4/ip_forward
 bridge=/proc/sys/net/bridge/bridge-nf-call-iptables
 # Debian 13 has Compose 2, buildx and a current engine; runc and the firewall's tools need the C
 # library they were built for, and come from the machine's own release.
@@ -59,8 +60,9 @@ fetch_packages() {
     tables=xtables-nft-multi
     LD_LIBRARY_PATH=$(libraries "$root.new") "$root.new/usr/sbin/$tables" iptables -t nat -L -n \
         >/dev/null 2>&1 || tables=xtables-legacy-multi
-    ln -sf "$tables" "$root.new/usr/sbin/iptables"
-    ln -sf "$tables" "$root.new/usr/sbin/ip6tables"
+    for name in iptables ip6tables iptables-save iptables-restore; do
+        ln -sf "$tables" "$root.new/usr/sbin/$name"
+    done
     mkdir -p "$folder/config/cli-plugins"
     for plugin in compose buildx; do
         ln -sf "$root/usr/libexec/docker/cli-plugins/docker-$plugin" "$folder/config/cli-plugins/"
@@ -83,6 +85,11 @@ check() {
     command -v apt-get >/dev/null || cannot "this is no Debian"
 }
 
+firewall() {
+    LD_LIBRARY_PATH=$(libraries "$root") XTABLES_LIBDIR=$(libraries "$root")/xtables \
+        "$root/usr/sbin/iptables-$1"
+}
+
 start() {
     if answers; then
         say "an engine answers: it is used"
@@ -92,6 +99,9 @@ start() {
     check
     [ -x "$root/usr/sbin/dockerd" ] || fetch_packages
     mkdir -p "$state"
+    # What dockerd changes of the machine's network is put back at the end.
+    firewall save >"$folder/firewall"
+    cat "$forward" >"$folder/forward"
     PATH=$root/usr/sbin:$root/usr/bin:$PATH LD_LIBRARY_PATH=$(libraries "$root") \
         XTABLES_LIBDIR=$(libraries "$root")/xtables \
         setsid dockerd --data-root "$state/data" --exec-root "$state/exec" --pidfile "$state/pid" \
@@ -131,8 +141,12 @@ stop() {
             tries=$((tries + 1))
             sleep 1
         done
+        for mount in "$state"/exec/netns/*; do umount "$mount" 2>/dev/null || true; done
+        ip link delete docker0 2>/dev/null || true
+        firewall restore <"$folder/firewall"
+        cat "$folder/forward" >"$forward"
         [ ! -f "$folder/bridge" ] || cat "$folder/bridge" >"$bridge"
-        rm -f "$folder/bridge" "$folder/env"
+        rm -f "$folder/bridge" "$folder/forward" "$folder/firewall" "$folder/env"
         say "the engine is stopped"
     fi
     if [ "${KEEP_ENGINE_DATA:-}" != 1 ]; then rm -rf "$state"; fi

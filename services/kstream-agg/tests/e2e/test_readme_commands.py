@@ -53,6 +53,7 @@ INLINE = {
     "make test-faults": "the long suites, run by hand",
     "make test-soak": "the long suites, run by hand",
     "kstream-agg verify": "test_every_command_exits_0_in_the_readmes_order",
+    "kstream-agg recompute": "test_recompute.py",
     "kstream-agg --debug …": "tests/unit/test_cli_main.py",
 }
 

@@ -11,12 +11,15 @@ import copy
 import os
 import random
 import signal
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import TopicPartition
 from market import (
     PERIOD_S,
     START_MS,
@@ -27,22 +30,30 @@ from market import (
     RunningAggregator,
     assert_exact,
     command,
+    end_of,
+    members,
+    taken,
     unruly_trades,
     wait_for,
 )
+from prometheus_client import CollectorRegistry
 
 from kstream_agg.aggregate.settings import WindowSettings
+from kstream_agg.core.errors import CommitUncertainError
+from kstream_agg.core.metrics import Metrics
 from kstream_agg.core.names import changelog_topic, dead_letter_topic, late_topic
 from kstream_agg.core.schemas import RAW_TRADE
 from kstream_agg.core.settings import TopicSettings
+from kstream_agg.kafka.group_transactions import GroupTransactionWriter
 from kstream_agg.kafka.wire import RecordEncoder
 from kstream_agg.stack import control
+from kstream_agg.stack.artifacts import ArtifactCache, default_cache_dir
 from kstream_agg.stack.endpoints import find_running
+from kstream_agg.stack.java import class_path, java_command
 from kstream_agg.stack.testing import LocalStack, open_folder
+from kstream_agg.verify.reading import TopicReader
 
 if TYPE_CHECKING:
-    from subprocess import Popen
-
     from kstream_agg.stack.endpoints import StackEndpoints
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
@@ -91,26 +102,6 @@ def away(stack: StackEndpoints, component: str) -> Iterator[None]:
         yield
     finally:
         control.resume(stack.data_dir, component)
-
-
-def taken(market: Market) -> int:
-    """How far the group has come, all partitions together."""
-    return sum(market.committed().values())
-
-
-def members(market: Market) -> int:
-    """Members of the group that have partitions."""
-    admin = AdminClient(market.kafka.client_config())
-    group = market.settings.group_id
-    found = admin.describe_consumer_groups([group])[group].result()
-    return sum(bool(member.assignment.topic_partitions) for member in found.members)
-
-
-def end_of(market: Market, process: Popen[bytes]) -> None:
-    # It answers to the signal once it has begun to work.
-    wait_for(lambda: members(market) > 0)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(WAIT_S) == 0
 
 
 def test_killed_ten_times_at_random_moments(make_market: MakeMarket) -> None:
@@ -171,12 +162,17 @@ def test_one_worker_becomes_three_and_one_again_under_load(make_market: MakeMark
         feeder = stack.enter_context(Feeder(market, seed=13))
         first = stack.enter_context(command(market.settings))
         wait_for(lambda: taken(market) > 0)
-        others = [stack.enter_context(command(market.settings)) for _ in range(2)]
+        others = stack.enter_context(command(market.settings, WORKERS="2"))
+        wait_for(lambda: members(market) == 3)
+        # One of the two dies, and its supervisor starts it again.
+        victim, *_ = psutil.Process(others.pid).children()
+        victim.kill()
+        wait_for(lambda: members(market) == 2)
         wait_for(lambda: members(market) == 3)
         stood = taken(market)
         wait_for(lambda: taken(market) > stood + 1_000)
-        for other in others:
-            end_of(market, other)
+        others.send_signal(signal.SIGTERM)
+        assert others.wait(WAIT_S) == 0
         feeder.stop()
         market.wait_until_all_is_taken()
         end_of(market, first)
@@ -202,6 +198,99 @@ def test_a_broker_restarted_under_load(
         market.wait_until_all_is_taken()
         end_of(market, process)
     assert_exact(market)
+
+
+def test_a_sink_that_is_slow_slows_reading_down_and_costs_nothing(
+    make_market: MakeMarket, broken_stack: StackEndpoints, tmp_path: Path
+) -> None:
+    """The broker takes 2 KB/s of what the agg-producer writes: some eight results."""
+    market = make_market()
+    log = tmp_path / "worker.log"
+
+    def behind() -> int:
+        with TopicReader(market.kafka) as reader:
+            ends = sum(span.end for span in reader.spans([market.topic]).values())
+        return ends - taken(market)
+
+    with command(market.settings, log) as process:
+        with quota(broken_stack, "agg-producer", 2_000), Feeder(market, seed=19):
+            wait_for(lambda: taken(market) > 0)
+            wait_for(lambda: behind() > 2_000)
+            stood = taken(market)
+            wait_for(lambda: taken(market) > stood)
+            assert members(market) == 1
+        market.wait_until_all_is_taken()
+        end_of(market, process)
+    told = log.read_text("utf-8")
+    assert "partitions lost" not in told
+    assert "beginning anew" not in told
+    assert_exact(market)
+
+
+@contextlib.contextmanager
+def quota(stack: StackEndpoints, client_id: str, bytes_per_s: int) -> Iterator[None]:
+    """How much a client may produce."""
+    _change_quota(stack, client_id, "--add-config", f"producer_byte_rate={bytes_per_s}")
+    try:
+        yield
+    finally:
+        _change_quota(stack, client_id, "--delete-config", "producer_byte_rate")
+
+
+def _change_quota(stack: StackEndpoints, client_id: str, *change: str) -> None:
+    jars = class_path(ArtifactCache(default_cache_dir()).files("kafka"))
+    tool = java_command(128, "-cp", jars, "kafka.admin.ConfigCommand")
+    where = ("--bootstrap-server", stack.bootstrap_servers)
+    whose = ("--entity-type", "clients", "--entity-name", client_id)
+    subprocess.run([*tool, *where, "--alter", *whose, *change], check=True, timeout=WAIT_S)
+
+
+def test_a_stale_generation_alone_is_fenced(make_market: MakeMarket) -> None:
+    """The transactional id is nobody else's: what refuses the old member is the group."""
+    market = make_market()
+    market.send(*unruly_trades(market, 100, seed=20))
+    offset = [TopicPartition(market.topic, 0, 1)]
+    stop = threading.Event()
+    with contextlib.ExitStack() as stack:
+        kafka = market.kafka
+        writer = GroupTransactionWriter(kafka, Metrics(CollectorRegistry()), "test", market.name)
+        assert writer.start(stop)
+        group = f"stale-{market.name}"
+        first, second = (stack.enter_context(market.consumer(group)) for _ in range(2))
+        first.subscribe([market.topic])
+
+        def assigned() -> bool:
+            first.poll(0.05)
+            return bool(first.assignment())
+
+        wait_for(assigned)
+        stale = first.consumer_group_metadata()
+        second.subscribe([market.topic])
+
+        def shared() -> bool:
+            first.poll(0.05)
+            second.poll(0.05)
+            return bool(first.assignment()) and bool(second.assignment())
+
+        wait_for(shared)
+        with pytest.raises(CommitUncertainError):
+            writer.send_offsets(_Member(stale), offset, lambda: True)  # type: ignore[arg-type]  # what is asked of a consumer
+        writer.abandon()
+        # The same writer, for the same member in its present generation.
+        writer.send_offsets(first, offset, lambda: True)
+        writer.commit(lambda: True)
+        [committed] = first.committed(offset, timeout=WAIT_S)
+        assert committed.offset == 1
+
+
+class _Member:
+    """A consumer of a generation that is over."""
+
+    def __init__(self, metadata: object) -> None:
+        self._metadata = metadata
+
+    def consumer_group_metadata(self) -> object:
+        return self._metadata
 
 
 def test_a_registry_that_is_away_at_the_start_and_when_a_new_schema_comes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import urllib.request
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from market import (
     RunningAggregator,
     assert_exact,
     command,
+    members,
     recomputed_families,
     unruly_trades,
     wait_for,
@@ -40,6 +42,7 @@ from kstream_agg.kafka.dlq import header_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from kstream_agg.stack.endpoints import StackEndpoints
 
@@ -172,6 +175,30 @@ def test_members_that_come_and_go_lose_and_double_nothing(make_market: MakeMarke
             wait_for(other.has_partitions)
         market.send(*trades[3_000:])
         market.wait_until_all_is_taken()
+    assert_exact(market)
+
+
+def test_two_workers_share_the_partitions_and_tell_of_both(
+    make_market: MakeMarket, tmp_path: Path
+) -> None:
+    market = make_market()
+    trades = unruly_trades(market, 2_000, seed=8)
+    log = tmp_path / "workers.log"
+    with command(market.settings, log, WORKERS="2") as process:
+        wait_for(lambda: members(market) == 2)
+        market.send(*trades)
+        market.wait_until_all_is_taken()
+        started = next(line for line in log.read_text("utf-8").splitlines() if "http_port" in line)
+        url = f"http://127.0.0.1:{json.loads(started)['http_port']}"
+        with urllib.request.urlopen(f"{url}/metrics", timeout=WAIT_S) as answer:  # noqa: S310 - our own address
+            lines = [line for line in answer.read().decode().splitlines() if market.topic in line]
+        with urllib.request.urlopen(f"{url}/readyz", timeout=WAIT_S) as answer:  # noqa: S310 - our own address
+            assert answer.status == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_S) == 0
+    consumed = [line for line in lines if line.startswith("kstream_records_consumed_total{")]
+    assert sum(float(line.rpartition(" ")[2]) for line in consumed) == len(trades)
+    assert sorted(re.findall(r'worker="(\d)"', " ".join(consumed))) == ["0", "1"]
     assert_exact(market)
 
 

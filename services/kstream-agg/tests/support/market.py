@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from uuid import uuid4
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
 from prometheus_client import CollectorRegistry
 
 from kstream_agg.aggregate.agg_producer import average_topics, run_agg_producer, topics_of
@@ -501,6 +503,26 @@ def command(
         finally:
             process.kill()
             process.wait(WAIT_S)
+
+
+def taken(market: Market) -> int:
+    """How far the group has come, all partitions together."""
+    return sum(market.committed().values())
+
+
+def members(market: Market) -> int:
+    """Members of the group that have partitions."""
+    admin = AdminClient(market.kafka.client_config())
+    group = market.settings.group_id
+    found = admin.describe_consumer_groups([group])[group].result()
+    return sum(bool(member.assignment.topic_partitions) for member in found.members)
+
+
+def end_of(market: Market, process: subprocess.Popen[bytes]) -> None:
+    # It answers to the signal once it has begun to work.
+    wait_for(lambda: members(market) > 0)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(WAIT_S) == 0
 
 
 class Feeder:

@@ -260,7 +260,9 @@ class Kept:
 
     def save(self, state: PartitionState, instruments: Instruments) -> None:
         values, gone = changes_of(state, self.rules, instruments.name_of)
-        self.values |= dict(values)
+        for key, value in values:
+            self.values.pop(key, None)  # as the changelog: in the order of the last values
+            self.values[key] = value
         for key in gone:
             self.values.pop(key, None)
         self.note = Note(state.position, state.watermark, state.horizon, self.rules.fingerprint)
@@ -413,6 +415,38 @@ def test_the_running_average_goes_on_from_window_to_window() -> None:
     second = outcome.results["BTC-A", 20_000, PERIOD_MS]
     assert second["seed"] == pytest.approx(10.0)
     assert second["current"] == pytest.approx(11.0)
+
+
+@pytest.mark.parametrize("tau_ms", [None, 20_000.0])
+def test_running_averages_are_bounded_and_what_has_not_moved_for_longest_goes_first(
+    tau_ms: float | None,
+) -> None:
+    ewma = EwmaRules(ALPHA if tau_ms is None else 0.0, tau_ms=tau_ms, limit=2)
+    rules = dataclasses.replace(RULES, ewma=ewma, retention_ms=10**9)
+    kept = Kept(rules)
+    state, instruments = kept.load()
+
+    def trade(instrument: int, seq: int, at: int, price: float) -> None:
+        state.apply(columns([T(instrument, seq, at, price)], state.position))
+        kept.save(state, instruments)
+
+    trade(0, 1, 0, 10.0)
+    trade(1, 1, 1, 10.0)
+    trade(0, 2, 2, 10.0)
+    assert {key for key in kept.values if key.endswith(b"|ewma")} == {
+        f"{NAMES[number]}|ewma".encode() for number in (0, 1)
+    }
+    # Also of a state that was restored: the changelog tells the order.
+    state, instruments = kept.load()
+    trade(2, 1, 3, 10.0)
+    assert {key for key in kept.values if key.endswith(b"|ewma")} == {
+        f"{NAMES[number]}|ewma".encode() for number in (0, 2)
+    }
+    # The forgotten one's window is still open and goes on; its average begins with this trade.
+    trade(1, 2, 4, 20.0)
+    trade(1, 3, 20_000, 30.0)
+    [*_, last] = state.apply(columns([T(1, 4, 60_000, 1.0)], state.position)).results
+    assert last.record["seed"] == pytest.approx(20.0)
 
 
 def test_windows_can_begin_anew_and_from_zero() -> None:

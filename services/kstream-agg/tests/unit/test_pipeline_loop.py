@@ -7,7 +7,14 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 from prometheus_client import CollectorRegistry
 
 from kstream_agg.core.clock import ManualClock
@@ -177,7 +184,7 @@ class RecordingOutlet:
 
 
 class Bench:
-    def __init__(self, commit_interval_s: float = 100.0) -> None:
+    def __init__(self, commit_interval_s: float = 100.0, take_attempts: int = 1) -> None:
         self.log: list[Any] = []
         self.clock = ManualClock()
         self.consumer = ScriptedConsumer(self.log)
@@ -190,7 +197,7 @@ class Bench:
             topics=[TOPIC],
             processor=self.processor,
             committer=AtLeastOnce(self.outlet),
-            settings=LoopSettings(commit_interval_s=commit_interval_s, take_attempts=1),
+            settings=LoopSettings(commit_interval_s=commit_interval_s, take_attempts=take_attempts),
             clock=self.clock,
             metrics=self.metrics,
             progress=self.progress,
@@ -394,6 +401,35 @@ def test_a_failure_while_partitions_come_ends_the_run_with_our_error() -> None:
     with pytest.raises(UnavailableError, match="taking partitions"):
         bench.run(bench.assign(0), [])
     assert bench.log[-1] == "close"
+
+
+def test_partitions_that_cannot_be_taken_stand_still_while_the_member_goes_on_polling() -> None:
+    bench = Bench(take_attempts=4)
+    answer, refusals = bench.consumer.committed, 2
+
+    def committed(items: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        return answer(items, timeout)
+
+    bench.consumer.committed = committed  # type: ignore[method-assign]  # the broker has gone for a moment
+    steps = [bench.assign(0, 1), bench.after(0.5), bench.after(0.6), lambda: bench.consumer.lose(1)]
+    log = bench.run(*steps, bench.after(1.1), [record(0, 0)])
+    taking = [item for item in log if item[0] in {"assigned", "pause", "unassigned"}]
+    assert taking == [
+        ("assigned", [(0, OFFSET_END), (1, OFFSET_END)]),
+        ("pause", [0, 1]),
+        ("unassigned", [0, 1]),
+        ("assigned", [(0, OFFSET_END), (1, OFFSET_END)]),
+        ("pause", [0, 1]),
+        # What is lost meanwhile is not taken, and the rest begins anew.
+        ("unassigned", [1]),
+        ("unassigned", [0]),
+        ("assigned", [(0, OFFSET_BEGINNING)]),
+    ]
+    assert ("process", 0, [0]) in log
 
 
 def test_a_batch_in_work_for_too_long_is_unhealthy() -> None:

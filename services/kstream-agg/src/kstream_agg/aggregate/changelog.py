@@ -165,7 +165,7 @@ def _ends(admin: AdminClient, places: list[TopicPartition], level: IsolationLeve
 def _note(kept: Kept, key: object, value: object) -> None:
     if not isinstance(key, bytes):
         return
+    # Anew, so that the keys stand in the order of their last values.
+    kept.pop(key, None)
     if isinstance(value, bytes):
         kept[key] = value
-    else:
-        kept.pop(key, None)

@@ -94,10 +94,12 @@ def changes_of(
                 gone.append(key)
             else:
                 values.append((key, packed))
-    values += [
-        (f"{name_of(instrument)}|{_AVERAGE}".encode(), _encode(kept))
-        for instrument, kept in averages
-    ]
+    for instrument, kept in averages:
+        key = f"{name_of(instrument)}|{_AVERAGE}".encode()
+        if kept is None:
+            gone.append(key)
+        else:
+            values.append((key, _encode(kept)))
     return values, gone
 
 

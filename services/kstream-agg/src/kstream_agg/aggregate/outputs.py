@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
+from kstream_agg.aggregate.average_encoder import AverageEncoder
 from kstream_agg.core.metrics import (
     DEAD_LETTERS,
     RECORDS_LATE,
     WINDOWS_EMITTED,
 )
 from kstream_agg.core.names import dead_letter_topic, late_topic
-from kstream_agg.core.schemas import AVERAGE
 from kstream_agg.core.telemetry import TRACEPARENT
 from kstream_agg.kafka.dlq import Origin, error_headers, late_headers
-from kstream_agg.kafka.wire import RecordEncoder
 from kstream_agg.pipeline.spans import record_traceparent
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class TopicOutputs:
         metrics: Metrics,
     ) -> None:
         self._averages = [
-            (topic, RecordEncoder(AVERAGE, schema_id).encode) for topic, schema_id in averages
+            (topic, AverageEncoder(schema_id).encode) for topic, schema_id in averages
         ]
         self._late_topic = late_topic(raw_topic)
         self._dead_letter_topic = dead_letter_topic(raw_topic)
@@ -61,15 +61,19 @@ class TopicOutputs:
     def write_results(self, results: Iterable[Result], traceparent: bytes) -> None:
         """Write `Average` records under the key `instrument_name|window_start`."""
         headers: Headers = [(TRACEPARENT, traceparent)]
+        produce = self._produce
+        emitted: Counter[str] = Counter()
         for family, record in results:
             topic, encode = self._averages[family]
-            self._produce(
+            produce(
                 topic,
                 encode(record),
                 key=f"{record['instrument_name']}|{record['window_start']}".encode(),
                 headers=headers,
             )
-            self._emitted.labels(record["closed_by"]).inc()
+            emitted[record["closed_by"]] += 1
+        for closed_by, count in emitted.items():
+            self._emitted.labels(closed_by).inc(count)
 
     def write_late(self, messages: Sequence[Message], refused: Iterable[Refused]) -> None:
         """Write records that are not counted, as they are."""

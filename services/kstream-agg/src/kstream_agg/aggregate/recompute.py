@@ -28,9 +28,9 @@ from kstream_agg.aggregate.state import Result
 from kstream_agg.core.errors import ContractError, InvalidRecordError
 from kstream_agg.core.names import changelog_topic
 from kstream_agg.core.schemas import AVERAGE
-from kstream_agg.kafka.bounded import BoundedReader
 from kstream_agg.kafka.cluster import KafkaCluster
 from kstream_agg.kafka.registry import SchemaRegistry
+from kstream_agg.kafka.topic_reader import TopicPart, TopicReader
 from kstream_agg.kafka.transactions import TransactionWriter
 from kstream_agg.kafka.wire import RecordDecoder
 from kstream_agg.pipeline.processor import Partition
@@ -110,7 +110,7 @@ def recompute(
     writer = TransactionWriter(patient, ctx.metrics, ctx.name, f"{settings.group_id}-recompute")
     if not writer.start(ctx.stop):  # 1.
         return None
-    with SchemaRegistry(settings.registry) as registry, BoundedReader(kafka, ctx.name) as reader:
+    with SchemaRegistry(settings.registry) as registry, TopicReader(kafka, ctx.name) as reader:
         run = _Run(settings, ctx, raw_topic, wanted, registry, reader)
         horizons = run.read_horizons()  # 2.
         standing = run.read_standing()  # 3.
@@ -152,7 +152,7 @@ class _Run:
         raw_topic: str,
         wanted: Wanted,
         registry: SchemaRegistry,
-        reader: BoundedReader,
+        reader: TopicReader,
     ) -> None:
         self._settings = settings
         self._rules = settings.rules
@@ -162,7 +162,8 @@ class _Run:
         self._registry = registry
         self._reader = reader
         self._topics = average_topics(raw_topic, settings)
-        self._extents = reader.extents(raw_topic)
+        spans = reader.spans([raw_topic])
+        self._spans = {part.partition: span for part, span in spans.items()}
         self._lacking: set[WindowId] = set()
         self.outcomes = [Outcome(topic) for topic in self._topics]
 
@@ -172,7 +173,7 @@ class _Run:
         """How far back each partition's windows are kept (ms); None where nothing was read yet."""
         settings = self._settings
         changelog = Changelog(settings.kafka, settings.group_id, self._ctx.name, _NoSink())
-        kept = changelog.read([Partition(self._raw_topic, number) for number in self._extents])
+        kept = changelog.read([Partition(self._raw_topic, number) for number in self._spans])
         return {
             partition.number: self._horizon(note_in(content)) for partition, content in kept.items()
         }
@@ -196,7 +197,7 @@ class _Run:
         decoder = RecordDecoder(self._registry.schema_by_id, AVERAGE)
         found: _Records = {}
         for index, topic in enumerate(self._topics):
-            for _, messages in self._reader.read(topic, self._reader.extents(topic)):
+            for _, messages in self._reader.batches(self._reader.spans([topic])):
                 for message in messages:
                     window_id = self._window_of(index, message.key())
                     if window_id is not None:
@@ -227,13 +228,14 @@ class _Run:
         trades_of = TradeReader(self._registry.schema_by_id, instruments, self._settings.groups)
         states = {
             number: Recomputation(self._rules, self._wanted, instruments, standing)
-            for number in self._extents
+            for number in self._spans
         }
-        read, total = 0, sum(extent.end - extent.begin for extent in self._extents.values())
-        for number, messages in self._reader.read(self._raw_topic, self._extents):
+        spans = {TopicPart(self._raw_topic, number): span for number, span in self._spans.items()}
+        read, total = 0, sum(span.end - span.begin for span in spans.values())
+        for part, messages in self._reader.batches(spans):
             if self._ctx.stop.is_set():
                 return None
-            states[number].apply(trades_of.read(messages)[0])
+            states[part.partition].apply(trades_of.read(messages)[0])
             read += len(messages)
             on_progress(read, total)
         on_progress(total, total)
@@ -242,7 +244,7 @@ class _Run:
     def _take(self, number: int, state: Recomputation, horizon: int | None) -> _Made:
         records = dict(state.records())
         _refuse_owned(self._rules, self._raw_topic, number, horizon, records)
-        if self._extents[number].begin > 0 and state.oldest_ms is not None:
+        if self._spans[number].begin > 0 and state.oldest_ms is not None:
             oldest_ms = state.oldest_ms
             self._lacking |= {item for item in records if item.start_ms <= oldest_ms}
         return _Made(Partition(self._raw_topic, number), records)

@@ -64,12 +64,15 @@ class EwmaRules:
         tau_ms: Time constant of the time-decayed form, ms; None: by count.
         start: What an average begins with: its first price, or 0.
         reset: Whether each window begins anew.
+        limit: Most running averages kept for a partition; beyond it those go first that have not
+            moved for longest.
     """
 
     alpha: float
     tau_ms: float | None = None
     start: Literal["first", "zero"] = "first"
     reset: Literal["never", "window"] = "never"
+    limit: int = 200_000
 
 
 @dataclass(frozen=True, slots=True)

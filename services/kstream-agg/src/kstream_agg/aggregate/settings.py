@@ -80,6 +80,7 @@ class EwmaSettings(SettingsGroup):
     tau: Seconds = Field(default=60.0, gt=0)
     start: Literal["first", "zero"] = "first"
     reset: Literal["never", "window"] = "never"
+    limit: int = Field(default=200_000, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -105,6 +106,8 @@ class AggProducerSettings(ServiceSettings):
     group_id: str = Field(default="agg-producer", min_length=1)
     guarantee: Literal["exactly_once", "at_least_once"] = "exactly_once"
     group_by: Literal["instrument", "channel"] = "instrument"
+    workers: int = Field(default=1, ge=1, le=64)
+    """Processes in the consumer group; the partitions are spread over them."""
     window: WindowSettings = WindowSettings()
     ewma: EwmaSettings = EwmaSettings()
     consume: ConsumeSettings = ConsumeSettings()
@@ -141,6 +144,7 @@ class AggProducerSettings(ServiceSettings):
                 tau_ms=ewma.tau * 1000 if by_time else None,
                 start=ewma.start,
                 reset=ewma.reset,
+                limit=ewma.limit,
             ),
             retained_limit=window.retained_limit,
             group_by=self.group_by,

@@ -135,6 +135,7 @@ class PartitionState:
         for store, family in zip(self._stores, rules.families, strict=True):
             store.close(family.last_ended(self.watermark - rules.grace_ms))
         self._expire()
+        self._averages.forget_oldest()
         refused = _refused(judged) if out.any() else []
         if len(trades):
             self.advance(int(trades.offset[-1]) + 1)
@@ -214,7 +215,7 @@ class PartitionState:
                 counted = new
         if counted is None:
             return run.trades
-        self._averages.fold(counted, begin_ms)
+        self._averages.fold(counted, begin_ms, float(columns.price[run.begin]))
         return run.trades - counted.trades
 
     def _add(

@@ -35,7 +35,14 @@ def agg_producer() -> None:
     from kstream_agg.aggregate.settings import AggProducerSettings
     from kstream_agg.core.service import run_service
     from kstream_agg.core.settings import load_settings
+    from kstream_agg.pipeline.memory import collect_less_often
+    from kstream_agg.pipeline.workers import announce_worker, is_worker, run_workers
 
     settings = load_settings(AggProducerSettings, "agg-producer")
+    if settings.workers > 1 and not is_worker():
+        run_workers(settings.workers, settings, "agg-producer")
+        return
     with run_service("agg-producer", settings) as context:
+        announce_worker(context)
+        collect_less_often()
         run_agg_producer(settings, context)

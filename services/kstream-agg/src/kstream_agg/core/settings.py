@@ -78,6 +78,7 @@ TOP_LEVEL_KEYS: Final = frozenset(
         "transactional_id",
         "watch",
         "window",
+        "workers",
     ]
 )
 """First parts of all services' variables: what is none of them is a mistyped one."""

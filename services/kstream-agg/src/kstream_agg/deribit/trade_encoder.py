@@ -10,6 +10,15 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
+from kstream_agg.kafka.avro_bytes import (
+    NULL,
+    long_bytes,
+    optional_double,
+    optional_long,
+    optional_text,
+    small_long,
+    text_bytes,
+)
 from kstream_agg.kafka.wire import wire_header
 
 if TYPE_CHECKING:
@@ -17,48 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["TradeEncoder"]
 
-# Positions of the branches of the schema's unions ["null", X]: zigzag of 0 and of 1.
-_NULL: Final = b"\x00"
-_VALUE: Final = b"\x02"
-_SMALL: Final = tuple(bytes((2 * number,)) for number in range(64))
-"""The longs 0 to 63: one byte each."""
-_ALL_RARE_NULL: Final = _NULL * 7
+_ALL_RARE_NULL: Final = NULL * 7
 _CACHE_LIMIT: Final = 20_000  # instruments live at once are a few thousand
 
-_double = struct.Struct("<d").pack
 _two_doubles = struct.Struct("<dd").pack
 _four_optional_doubles = struct.Struct("<BdBdBdBd").pack
-
-
-def _long(number: int) -> bytes:
-    rest = (number << 1) ^ (number >> 63)
-    out = bytearray()
-    while rest > 0x7F:
-        out.append(rest & 0x7F | 0x80)
-        rest >>= 7
-    out.append(rest)
-    return bytes(out)
-
-
-def _small_long(number: int) -> bytes:
-    return _SMALL[number] if 0 <= number < 64 else _long(number)
-
-
-def _text(text: str) -> bytes:
-    encoded = text.encode()
-    return _small_long(len(encoded)) + encoded
-
-
-def _optional_double(number: float | None) -> bytes:
-    return _NULL if number is None else _VALUE + _double(number)
-
-
-def _optional_long(number: int | None) -> bytes:
-    return _NULL if number is None else _VALUE + _long(number)
-
-
-def _optional_text(text: str | None) -> bytes:
-    return _NULL if text is None else _VALUE + _text(text)
 
 
 class TradeEncoder:
@@ -80,7 +52,7 @@ class TradeEncoder:
             received_at_ms: When the frame or reply arrived, in ms since the epoch.
             source: `stream` or `backfill`.
         """
-        return _long(received_at_ms) + _text(source)
+        return long_bytes(received_at_ms) + text_bytes(source)
 
     def encode(self, trade: Trade, receipt: bytes, extra: str | None = None) -> bytes:
         """One record in the wire format.
@@ -97,25 +69,25 @@ class TradeEncoder:
             trade.iv,
         )
         if contracts is None or index is None or mark is None or iv is None:
-            numbers = b"".join(map(_optional_double, (contracts, index, mark, iv)))
+            numbers = b"".join(map(optional_double, (contracts, index, mark, iv)))
         else:
             numbers = _four_optional_doubles(2, contracts, 2, index, 2, mark, 2, iv)
         return b"".join(
             (
                 self._header,
                 self._cached_text(trade.instrument_name),
-                _long(trade.trade_seq),
-                _text(trade.trade_id),
-                _long(trade.timestamp),
+                long_bytes(trade.trade_seq),
+                text_bytes(trade.trade_id),
+                long_bytes(trade.timestamp),
                 self._cached_text(trade.direction),
                 _two_doubles(trade.price, trade.amount),
-                _small_long(trade.tick_direction),
+                small_long(trade.tick_direction),
                 numbers,
                 _rare(trade),
-                _optional_long(trade.starbase_match_id),
-                _optional_long(trade.starbase_timestamp),
+                optional_long(trade.starbase_match_id),
+                optional_long(trade.starbase_timestamp),
                 receipt,
-                _optional_text(extra),
+                optional_text(extra),
             )
         )
 
@@ -124,7 +96,7 @@ class TradeEncoder:
         if found is None:
             if len(self._texts) >= _CACHE_LIMIT:
                 self._texts.clear()
-            found = self._texts[text] = _text(text)
+            found = self._texts[text] = text_bytes(text)
         return found
 
 
@@ -142,12 +114,12 @@ def _rare(trade: Trade) -> bytes:
         return _ALL_RARE_NULL
     return b"".join(
         (
-            _optional_text(trade.liquidation),
-            _optional_text(trade.block_trade_id),
-            _optional_long(trade.block_trade_leg_count),
-            _optional_long(trade.block_rfq_id),
-            _optional_text(trade.combo_id),
-            _optional_text(trade.combo_trade_id),
-            _optional_text(trade.legs_text()),
+            optional_text(trade.liquidation),
+            optional_text(trade.block_trade_id),
+            optional_long(trade.block_trade_leg_count),
+            optional_long(trade.block_rfq_id),
+            optional_text(trade.combo_id),
+            optional_text(trade.combo_trade_id),
+            optional_text(trade.legs_text()),
         )
     )

@@ -28,6 +28,7 @@ from polars.exceptions import PanicException, PolarsError
 
 from kstream_agg.core.errors import InvalidRecordError
 from kstream_agg.core.logs import get_logger
+from kstream_agg.kafka.avro_bytes import long_bytes
 from kstream_agg.kafka.rows import RowReader
 from kstream_agg.kafka.wire import HEADER_SIZE, schema_id_of
 
@@ -112,7 +113,11 @@ class _Result:
     rejected: list[Rejected] = field(default_factory=list)
 
     def add(self, frame: pl.DataFrame, indexes: Sequence[int]) -> None:
-        self.pieces.append((frame, np.array(indexes, dtype=np.int64)))
+        if isinstance(indexes, range):
+            rows = np.arange(indexes.start, indexes.stop, dtype=np.int64)
+        else:
+            rows = np.array(indexes, dtype=np.int64)
+        self.pieces.append((frame, rows))
 
 
 class ColumnDecoder:
@@ -209,7 +214,7 @@ class ColumnDecoder:
             block = b"".join(values) + first  # type: ignore[arg-type]  # None has been sorted out
             count = len(values) + 1
             container = b"".join(
-                (writer.container, _zigzag(count), _zigzag(len(block)), block, _SYNC)
+                (writer.container, long_bytes(count), long_bytes(len(block)), block, _SYNC)
             )
             frame = pl.read_avro(io.BytesIO(container), columns=writer.columns)
             if frame.height != count or not self._keys_match(frame[self._key], keys):
@@ -280,9 +285,9 @@ def _describe(schema: dict[str, Any], types: Mapping[str, type[pl.DataType]]) ->
     container = b"".join(
         (
             b"Obj\x01",
-            _zigzag(len(entries)),
-            *(part for pair in entries for text in pair for part in (_zigzag(len(text)), text)),
-            _zigzag(0),
+            long_bytes(len(entries)),
+            *(part for pair in entries for text in pair for part in (long_bytes(len(text)), text)),
+            long_bytes(0),
             _SYNC,
         )
     )
@@ -300,14 +305,3 @@ def _is_plain(item: dict[str, Any]) -> bool:
     if isinstance(kind, dict):
         return kind.get("logicalType") in _PLAIN_LOGICAL_TYPES
     return kind in _PLAIN_TYPES
-
-
-def _zigzag(number: int) -> bytes:
-    """A count or length as Avro writes it (a variable-length zig-zag long)."""
-    rest = number << 1
-    out = bytearray()
-    while rest > 0x7F:
-        out.append(rest & 0x7F | 0x80)
-        rest >>= 7
-    out.append(rest)
-    return bytes(out)

@@ -10,6 +10,8 @@ Two fences keep a member out that the group has given up:
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -33,6 +35,11 @@ __all__ = ["GroupTransactionWriter", "fence"]
 # wait so long before it aborts, and readers of the results with it.
 _TIMEOUT_MS: Final = 60_000
 _STEP_S: Final = 1.0
+_LOOK_S: Final = 0.25
+# librdkafka's call does not keep its own timeout: a group coordinator that it remembers and that
+# has gone keeps it waiting for good (librdkafka issues 5456 and 5511). Brokers that throttle a
+# member let it wait for some seconds too.
+_HUNG_S: Final = 20.0
 _FENCE_S: Final = 15.0
 _FENCED: Final = frozenset(
     {
@@ -64,9 +71,10 @@ class GroupTransactionWriter(TransactionWriter):
         client_id: Named in the brokers' logs and metrics.
         transactional_id: This member's own.
         make_producer: Makes the client of its properties.
+        hung_s: A call of the client that takes longer, in seconds, is not waited for.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - two of them only tests change
         self,
         settings: KafkaSettings,
         metrics: Metrics,
@@ -74,14 +82,20 @@ class GroupTransactionWriter(TransactionWriter):
         transactional_id: str,
         *,
         make_producer: Callable[[dict[str, Any]], Producer] = Producer,
+        hung_s: float = _HUNG_S,
     ) -> None:
+        self._fatal: KafkaError | None = None
         super().__init__(
             _with_timeout(settings),
             metrics,
             client_id,
             transactional_id,
-            make_producer=make_producer,
+            # Without it the client raises a fatal error among the delivery reports it serves, and
+            # breaks on the next of them.
+            make_producer=lambda config: make_producer(config | {"error_cb": self._on_error}),
         )
+        self._hung_s = hung_s
+        self._hung = False
 
     def produce(
         self,
@@ -122,6 +136,24 @@ class GroupTransactionWriter(TransactionWriter):
         self.pending += 1
         self._topics[topic] += 1
 
+    def poll(self) -> None:
+        """Serve librdkafka's callbacks without waiting.
+
+        Raises:
+            CommitUncertainError: The producer is of no more use.
+            FencedError: Another member has taken this one's place.
+        """
+        super().poll()
+        self._check()
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal() or error.code() in _FENCED:
+            self._fatal = self._fatal or error
+
+    def _check(self) -> None:
+        if self._fatal is not None:
+            raise self._failed(KafkaException(self._fatal), "the transaction")
+
     def send_offsets(
         self,
         consumer: Consumer,
@@ -142,11 +174,20 @@ class GroupTransactionWriter(TransactionWriter):
         if not self.pending:
             self._begin()
             self.pending = 1
+        # What waits in front of the offsets is not what keeps them from being answered.
+        while left := self._producer.flush(_STEP_S):
+            self._check()
+            if not keep_waiting():
+                raise CommitUncertainError(f"Kafka has not taken {left} records")
+        member = consumer.consumer_group_metadata()
         while True:
+            sending = _Call(
+                lambda: self._producer.send_offsets_to_transaction(list(offsets), member, _STEP_S)
+            )
             try:
-                self._producer.send_offsets_to_transaction(
-                    list(offsets), consumer.consumer_group_metadata(), _STEP_S
-                )
+                if not sending.returns(self._hung_s, keep_waiting):
+                    self._hung = True
+                    raise CommitUncertainError("Kafka's client waits for a coordinator for good")
             except KafkaException as error:
                 if not error.args[0].retriable() or not keep_waiting():
                     raise self._failed(error, "the offsets") from error
@@ -177,6 +218,8 @@ class GroupTransactionWriter(TransactionWriter):
         if not self.pending:
             return
         self.pending = 0
+        if self._hung:  # it answers nothing any more; its successor aborts
+            return
         try:
             self._producer.abort_transaction(_STEP_S)
         except KafkaException as error:
@@ -196,6 +239,36 @@ class GroupTransactionWriter(TransactionWriter):
         if cause.code() in _HOPELESS:
             return kafka_failure(error, f"writing {what}")
         return CommitUncertainError(f"Kafka did not take {what}: {cause.str()}")
+
+
+class _Call:
+    """A call in a thread of its own, which is left behind when it does not return."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self._raised: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="send offsets", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._call()
+        except Exception as error:  # noqa: BLE001 - handed to the caller's thread
+            self._raised = error
+
+    def returns(self, within_s: float, keep_waiting: Callable[[], bool]) -> bool:
+        """Whether it has returned in time; once nobody keeps waiting, it has two steps left.
+
+        Raises:
+            Exception: What the call raises.
+        """
+        self._thread.join(min(within_s, 2 * _STEP_S))
+        deadline = time.monotonic() + max(0.0, within_s - 2 * _STEP_S)
+        while self._thread.is_alive() and keep_waiting() and time.monotonic() < deadline:
+            self._thread.join(_LOOK_S)
+        if self._raised is not None:
+            raise self._raised
+        return not self._thread.is_alive()
 
 
 def fence(settings: KafkaSettings, client_id: str, transactional_id: str) -> None:

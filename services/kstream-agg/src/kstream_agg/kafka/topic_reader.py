@@ -21,7 +21,7 @@ from kstream_agg.core.errors import UnavailableError
 from kstream_agg.kafka.failures import kafka_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping
     from types import TracebackType
 
     from confluent_kafka import Message
@@ -38,7 +38,7 @@ _NO_LEADER_YET: Final = frozenset(
 )
 _LEADER_ATTEMPTS: Final = 20
 _LEADER_PAUSE_S: Final = 0.25
-_BATCH: Final = 5000
+_BATCH: Final = 10_000
 _POLL_S: Final = 0.1
 # A broker that gives nothing for this long while records are known to stand there is gone.
 _SILENCE_S: Final = 30.0
@@ -191,6 +191,22 @@ class TopicReader:
         Raises:
             UnavailableError: The broker stops giving records before the ends are reached.
         """
+        with contextlib.closing(self.batches(spans)) as batches:
+            for part, messages in batches:
+                for message in messages:
+                    yield _record(part, int(message.offset() or 0), message)
+
+    def batches(
+        self, spans: Mapping[TopicPart, Span]
+    ) -> Generator[tuple[TopicPart, list[Message]]]:
+        """The same as librdkafka's messages, as many of a partition at once as a poll gave.
+
+        All partitions are read at once: one that is assigned later waits for a fetch that is under
+        way, which costs about a second each.
+
+        Raises:
+            UnavailableError: The broker stops giving records before the ends are reached.
+        """
         open_spans = {part: span for part, span in spans.items() if span.begin < span.end}
         if not open_spans:
             return
@@ -205,30 +221,11 @@ class TopicReader:
                 empty_polls = 0 if messages else empty_polls + 1
                 if empty_polls * _POLL_S >= _SILENCE_S:
                     raise UnavailableError(f"Kafka gave no record for {_SILENCE_S:.0f} s")
-                yield from self._within(messages, open_spans)
+                yield from _within(messages, open_spans).items()
         except KafkaException as error:
             raise kafka_failure(error, "reading records") from error
         finally:
             self._consumer.unassign()
-
-    def _within(
-        self, messages: list[Message], open_spans: dict[TopicPart, Span]
-    ) -> Iterator[Record]:
-        for message in messages:
-            part = TopicPart(str(message.topic()), int(message.partition() or 0))
-            span = open_spans.get(part)
-            error = message.error()
-            if error is not None and error.code() != _PARTITION_END:
-                raise KafkaException(error)
-            if span is None:
-                continue
-            offset = int(message.offset() or 0)
-            if error is None and offset < span.end:
-                yield _record(part, offset, message)
-            # An end-of-partition event carries the offset after the last record; control
-            # records of transactions take offsets too, so the last record can stand before.
-            if offset + (error is None) >= span.end:
-                del open_spans[part]
 
     def first(
         self, part: TopicPart, span: Span, counts: Callable[[Record], bool] = lambda _: True
@@ -252,3 +249,26 @@ def _record(part: TopicPart, offset: int, message: Message) -> Record:
     key: Any = message.key()
     value: Any = message.value()
     return Record(part, offset, key, value, list(headers or ()), message.timestamp()[1])
+
+
+def _within(
+    messages: Iterable[Message], open_spans: dict[TopicPart, Span]
+) -> dict[TopicPart, list[Message]]:
+    """The records within the spans, by partition; a span that is read to its end is taken off."""
+    found: dict[TopicPart, list[Message]] = {}
+    for message in messages:
+        part = TopicPart(str(message.topic()), int(message.partition() or 0))
+        span = open_spans.get(part)
+        error = message.error()
+        if error is not None and error.code() != _PARTITION_END:
+            raise KafkaException(error)
+        if span is None:
+            continue
+        offset = int(message.offset() or 0)
+        if error is None and offset < span.end:
+            found.setdefault(part, []).append(message)
+        # An end-of-partition event carries the offset after the last record; control
+        # records of transactions take offsets too, so the last record can stand before.
+        if offset + (error is None) >= span.end:
+            del open_spans[part]
+    return found

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from kstream_agg.core.metrics import Metrics
     from kstream_agg.core.settings import KafkaSettings
 
-__all__ = ["Headers", "RecordWriter"]
+__all__ = ["PRODUCER_DEFAULTS", "Headers", "RecordWriter"]
 
 Headers = list[tuple[str, str | bytes | None]]
 """Names and values of a record's headers, in order; names may repeat."""
 
-_DEFAULTS: Final[dict[str, str | int | float | bool]] = {
+PRODUCER_DEFAULTS: Final[dict[str, str | int | float | bool]] = {
     "enable.idempotence": True,  # acks=all and no reordering come with it
     "partitioner": "murmur2_random",  # where Java clients would put the same key
     "compression.type": "lz4",
@@ -37,6 +37,7 @@ _DEFAULTS: Final[dict[str, str | int | float | bool]] = {
     # Longer than a broker's restart; after it the record has failed, which is fatal.
     "delivery.timeout.ms": 300_000,
 }
+"""The writer's librdkafka properties, before the settings' own."""
 
 
 class RecordWriter:
@@ -60,7 +61,7 @@ class RecordWriter:
         client_id: str,
         make_producer: Callable[[dict[str, Any]], Producer] = Producer,
     ) -> None:
-        config = _DEFAULTS | settings.client_config() | {"client.id": client_id}
+        config = PRODUCER_DEFAULTS | settings.client_config() | {"client.id": client_id}
         try:
             self._producer = make_producer(config)
         except KafkaException as error:

@@ -18,35 +18,31 @@ The assignment protocol, when partitions come and after a commit that failed or 
 5. Reading begins where the processor says.
 
 While something the processor needs does not answer, its batch is kept, the partitions are paused
-and the loop goes on polling, so that the group keeps its member.
+and the loop goes on polling, so that the group keeps its member. So it does with partitions that
+cannot be taken yet: they are assigned and paused, and taken later, or lost.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaException, TopicPartition
 
 from kstream_agg.core.errors import CommitUncertainError, KStreamError, UnavailableError
 from kstream_agg.core.logs import get_logger
-from kstream_agg.core.metrics import (
-    BATCH_SECONDS,
-    CONSUMER_PAUSED,
-    RECORDS_CONSUMED,
-)
 from kstream_agg.kafka.failures import kafka_failure
 from kstream_agg.pipeline.batches import split_poll
-from kstream_agg.pipeline.processor import BusyError, CommitPoint, Partition
+from kstream_agg.pipeline.processor import CommitPoint, Partition
 from kstream_agg.pipeline.readings import Readings
+from kstream_agg.pipeline.waiting import WaitingBatches, as_kafka
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from confluent_kafka import Consumer, Message
+    from confluent_kafka import Consumer
 
     from kstream_agg.core.clock import Clock
     from kstream_agg.core.metrics import Metrics
@@ -77,8 +73,8 @@ class LoopSettings:
         stop_within_s: How long finishing may take, in seconds: at the end, and when partitions
             are given up.
         retry_s: Seconds before what did not answer is asked again.
-        take_attempts: How often partitions are tried to be taken. A broker's restart is waited
-            for; the group keeps a member that does not poll for 300 s.
+        take_attempts: How often in a row partitions are tried to be taken. A broker's restart is
+            waited for.
     """
 
     batch_records: int = 10_000
@@ -121,21 +117,26 @@ class ConsumerLoop:
         self._settings = settings
         self._clock = clock
         self._progress = progress
-        self._consumed = metrics.counter(RECORDS_CONSUMED)
-        self._batch_seconds = metrics.histogram(BATCH_SECONDS)
-        metrics.gauge(CONSUMER_PAUSED).set_function(lambda: self._paused)
         self._readings = Readings(metrics)
-        self._pending: deque[tuple[Partition, list[Message]]] = deque()
-        self._paused = False
-        self._busy: set[Partition] = set()
+        self._waiting = WaitingBatches(
+            consumer=consumer,
+            processor=processor,
+            readings=self._readings,
+            retry_s=settings.retry_s,
+            clock=clock,
+            metrics=metrics,
+            progress=progress,
+        )
         self._failure: BaseException | None = None
         self._uncertain: CommitUncertainError | None = None
         self._uncertain_commits = 0
         self._stop = threading.Event()
+        self._parked: set[Partition] = set()
+        self._take_attempts = 0
         now = clock.monotonic()
         self._next_commit = now + settings.commit_interval_s
         self._next_lag = now
-        self._next_retry = now
+        self._next_take = now
 
     def run(self, stop: threading.Event) -> None:
         """Read until `stop` is set; what was taken is then delivered and committed.
@@ -207,13 +208,13 @@ class ConsumerLoop:
             raise self._failure
         if self._uncertain is not None:
             raise self._uncertain
+        if self._parked and self._clock.monotonic() >= self._next_take:
+            self._take_parked()
         batches, ends = split_poll(polled)
-        self._pending.extend(batches.items())
+        self._waiting.add(batches)
+        self._waiting.work()
         now = self._clock.monotonic()
-        if self._pending and (not self._paused or now >= self._next_retry):
-            self._work()
-        waiting = {partition for partition, _ in self._pending}
-        for standing in self._readings.note_ends(ends, waiting, self._clock.monotonic()):
+        for standing in self._readings.note_ends(ends, self._waiting.partitions, now):
             self._processor.stand_at_end(*standing)
         self._processor.tick()
         self._committer.poll()
@@ -225,68 +226,13 @@ class ConsumerLoop:
             self._commit()
             self._next_commit = self._clock.monotonic() + self._settings.commit_interval_s
 
-    # --- batches ---------------------------------------------------------------------------
-
-    def _work(self) -> None:
-        busy: set[Partition] = set()
-        kept: deque[tuple[Partition, list[Message]]] = deque()
-        while self._pending:
-            partition, messages = self._pending[0]
-            if partition in busy:
-                kept.append(self._pending.popleft())
-                continue
-            began = self._clock.monotonic()
-            self._progress.batch_begins()
-            try:
-                self._processor.process(partition, messages)
-            except BusyError:
-                self._progress.batch_ends(done=False)
-                busy.add(partition)
-                continue
-            except UnavailableError as error:
-                self._progress.batch_ends(done=False)
-                self._pending.extendleft(reversed(kept))
-                self._pause(error)
-                return
-            self._pending.popleft()
-            self._progress.batch_ends(done=True)
-            self._batch_seconds.observe(self._clock.monotonic() - began)
-            self._consumed.labels(partition.topic).inc(len(messages))
-            offset = messages[-1].offset()
-            assert offset is not None  # noqa: S101 - what was read from a topic has an offset
-            self._readings.move(partition, offset + 1)
-        self._pending = kept
-        if self._paused:
-            self._consumer.resume(_as_kafka(set(self._readings) - busy))
-            self._paused = False
-            _log.info("going on")
-        self._pause_busy(busy)
-
-    def _pause_busy(self, busy: set[Partition]) -> None:
-        """Read no more of these alone, and of those that were busy before again."""
-        new, gone = busy - self._busy, self._busy - busy
-        if new:
-            self._consumer.pause(_as_kafka(new))
-            _log.debug("reading is paused", partitions=sorted(new))
-        if gone:
-            self._consumer.resume(_as_kafka(gone))
-        self._busy = busy
-
-    def _pause(self, error: UnavailableError) -> None:
-        self._next_retry = self._clock.monotonic() + self._settings.retry_s
-        if not self._paused:
-            self._consumer.pause(_as_kafka(self._readings))
-            self._paused = True
-            self._busy = set()
-            _log.warning("waiting, reading is paused", reason=str(error))
-
     # --- commits ---------------------------------------------------------------------------
 
     def _commit(
         self, within_s: float = _COMMIT_WITHIN_S, *, going: Iterable[Partition] = ()
     ) -> None:
         """Commit everything; the partitions `going` leave this member with it."""
-        leaving = set(going)
+        leaving = set(going) & set(self._readings)
         staying = set(self._readings) - leaving
         # 1. The processor writes what belongs into the commit and names its points.
         points = dict(self._processor.prepare_commit(staying, giving_up=False))
@@ -308,9 +254,9 @@ class ConsumerLoop:
     def _begin_anew(self, error: CommitUncertainError) -> None:
         """After a commit that failed or may have: begin with what is committed."""
         self._count_uncertain(error)
-        partitions = list(self._readings)
+        partitions = [*self._readings, *self._parked]
         if partitions:
-            self._consumer.incremental_unassign(_as_kafka(partitions))
+            self._consumer.incremental_unassign(as_kafka(partitions))
         self._forget(partitions)
         self._uncertain = None
         self._committer.abandon()
@@ -336,25 +282,41 @@ class ConsumerLoop:
             self._failure = error
 
     def _take(self, consumer: Consumer, partitions: Sequence[Partition]) -> None:
-        """Assign partitions to this member; repeated while what that needs does not answer."""
+        """Assign partitions to this member; those that cannot be taken yet stand still."""
         starts: list[TopicPartition] | None = None
-        attempts = 0
         while starts is None:
-            attempts += 1
             try:
                 starts = self._start_all(consumer, partitions)
             except UnavailableError as error:
-                if self._stop.is_set() or attempts >= self._settings.take_attempts:
+                self._take_attempts += 1
+                if self._stop.is_set() or self._take_attempts >= self._settings.take_attempts:
                     raise
                 _log.warning("taking partitions: trying again", reason=str(error))
-                self._stop.wait(self._settings.retry_s)
+                self._park(consumer, partitions)
+                return
             except CommitUncertainError as error:
                 self._count_uncertain(error)
                 self._committer.abandon()
+        self._take_attempts = 0
         # 5. Reading begins where the processor says.
         consumer.incremental_assign(starts)
-        if self._paused:
+        if self._waiting.paused:
             consumer.pause(starts)
+
+    def _park(self, consumer: Consumer, partitions: Sequence[Partition]) -> None:
+        """Assign partitions and read nothing of them; the loop goes on polling."""
+        # What some have got so far is made anew.
+        self._forget(partitions)
+        consumer.incremental_assign([TopicPartition(*item, OFFSET_END) for item in partitions])
+        consumer.pause(as_kafka(partitions))
+        self._parked.update(partitions)
+        self._next_take = self._clock.monotonic() + self._settings.retry_s
+
+    def _take_parked(self) -> None:
+        partitions = sorted(self._parked)
+        self._parked.clear()
+        self._consumer.incremental_unassign(as_kafka(partitions))
+        self._take(self._consumer, partitions)
 
     def _start_all(
         self, consumer: Consumer, partitions: Sequence[Partition]
@@ -366,7 +328,7 @@ class ConsumerLoop:
         self._processor.take_over(partitions)
         # 3. Committed offsets become state.
         try:
-            found = _committed(consumer, _as_kafka(partitions))
+            found = _committed(consumer, as_kafka(partitions))
             starts = [self._start(consumer, item) for item in found]
         except KafkaException as error:
             raise kafka_failure(error, "taking partitions") from error
@@ -425,10 +387,10 @@ class ConsumerLoop:
             self._failure = fenced
 
     def _forget(self, partitions: Sequence[Partition]) -> None:
-        gone = set(partitions)
-        self._busy -= gone
-        self._pending = deque(item for item in self._pending if item[0] not in gone)
-        for partition in partitions:
+        self._waiting.forget(set(partitions))
+        self._parked.difference_update(partitions)
+        # The processor knows nothing of those that were never taken.
+        for partition in sorted(set(partitions).intersection(self._readings)):
             self._processor.revoke(partition)
             self._committer.forget(partition)
             self._readings.forget(partition)
@@ -440,7 +402,3 @@ def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> list[Top
         if item.error is not None:
             raise KafkaException(item.error)
     return found
-
-
-def _as_kafka(partitions: Iterable[Partition]) -> list[TopicPartition]:
-    return [TopicPartition(partition.topic, partition.number) for partition in sorted(partitions)]

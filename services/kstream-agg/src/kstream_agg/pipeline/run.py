@@ -20,6 +20,7 @@ from kstream_agg.kafka.writer import RecordWriter
 from kstream_agg.pipeline.committers import AtLeastOnce, ExactlyOnce
 from kstream_agg.pipeline.engine import PipelineProcessor
 from kstream_agg.pipeline.loop import ConsumerLoop
+from kstream_agg.pipeline.memory import collect_less_often
 from kstream_agg.pipeline.progress import Progress
 from kstream_agg.pipeline.settings import PipelineSettings
 from kstream_agg.pipeline.workers import announce_worker, is_worker, run_workers
@@ -156,6 +157,7 @@ def run_pipeline(
             return
         with run_service(name, settings) as context:
             announce_worker(context)
+            collect_less_often()
             serve_pipeline(pipeline, settings, context)
     except KStreamError as error:
         sys.stderr.write(f"error: {error}\n")
