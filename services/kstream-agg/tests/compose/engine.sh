@@ -16,7 +16,6 @@ folder=$(cd "$2" && pwd)
 root=$folder/root
 state=$folder/state
 forward=/proc/sys/net/ipv4/ip_forward
-bridge=/proc/sys/net/bridge/bridge-nf-call-iptables
 # Debian 13 has Compose 2, buildx and a current engine; runc and the firewall's tools need the C
 # library they were built for, and come from the machine's own release.
 newest=trixie
@@ -58,7 +57,8 @@ fetch_packages() {
     (cd "$lists/packages" && apt-get $apt download $wanted)
     for package in "$lists"/packages/*.deb; do dpkg-deb --extract "$package" "$root.new"; done
     tables=xtables-nft-multi
-    LD_LIBRARY_PATH=$(libraries "$root.new") "$root.new/usr/sbin/$tables" iptables -t nat -L -n \
+    LD_LIBRARY_PATH=$(libraries "$root.new") XTABLES_LIBDIR=$(libraries "$root.new")/xtables \
+        "$root.new/usr/sbin/$tables" iptables -t nat -L -n \
         >/dev/null 2>&1 || tables=xtables-legacy-multi
     for name in iptables ip6tables iptables-save iptables-restore; do
         ln -sf "$tables" "$root.new/usr/sbin/$name"
@@ -122,11 +122,6 @@ END
         fi
         sleep 1
     done
-    # Traffic inside a bridge needs no firewall, and on some kernels does not survive one.
-    if [ -w "$bridge" ] && [ ! -f "$folder/bridge" ]; then
-        cat "$bridge" >"$folder/bridge"
-        echo 0 >"$bridge"
-    fi
     say "engine $(docker version --format '{{.Server.Version}}') runs"
 }
 
@@ -143,10 +138,9 @@ stop() {
         done
         for mount in "$state"/exec/netns/*; do umount "$mount" 2>/dev/null || true; done
         ip link delete docker0 2>/dev/null || true
-        firewall restore <"$folder/firewall"
+        firewall restore <"$folder/firewall" || say "the firewall's rules of docker stay"
         cat "$folder/forward" >"$forward"
-        [ ! -f "$folder/bridge" ] || cat "$folder/bridge" >"$bridge"
-        rm -f "$folder/bridge" "$folder/forward" "$folder/firewall" "$folder/env"
+        rm -f "$folder/forward" "$folder/firewall" "$folder/env"
         say "the engine is stopped"
     fi
     if [ "${KEEP_ENGINE_DATA:-}" != 1 ]; then rm -rf "$state"; fi
