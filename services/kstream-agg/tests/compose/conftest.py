@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ if "COMPOSE_FILE" not in os.environ:
 
 
 @pytest.fixture(scope="session")
-def compose() -> Iterator[Compose]:
+def compose(request: pytest.FixtureRequest) -> Iterator[Compose]:
     """The demo in containers, all of them healthy."""
     names = port_variables()
     ports = dict(zip(names, map(str, free_ports(len(names))), strict=True))
@@ -41,12 +40,18 @@ def compose() -> Iterator[Compose]:
         assert "Docker Compose" in said
         yield found
     finally:
-        report(found)
+        report(request.config, found)
         if not keep:
             found("down", "--volumes", "--remove-orphans", check=False)
 
 
-def report(compose: Compose) -> None:
-    """Leave the figures where the documentation's table is made from."""
-    lines = [f"{name}: {value}" for name, value in compose.measured.items()]
-    sys.stderr.write("\n".join(["", *lines, ""]))
+def report(config: pytest.Config, compose: Compose) -> None:
+    """Show the figures that the documentation's table is made from."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is None:
+        return
+    terminal.write_line("")
+    for name, value in compose.measured.items():
+        lines = value if isinstance(value, list) else [str(value)]
+        for line in lines:
+            terminal.write_line(f"{name}: {line}")
