@@ -176,8 +176,12 @@ def test_the_broker_is_set_up_as_the_local_stacks(services: dict[str, dict[str, 
     assert local
     environment = services["kafka"]["environment"]
     # Recovery's threads are the local stack's own matter: it is started far more often.
-    for name in local.keys() - {"num.recovery.threads.per.data.dir", "log.dirs", "node.id"}:
-        assert str(environment["KAFKA_" + name.replace(".", "_").upper()]) == local[name], name
+    own = {"num.recovery.threads.per.data.dir", "log.dirs", "node.id"}
+    # Of one broker; Kafka's own default is 1, too.
+    own |= {"default.replication.factor", "min.insync.replicas"}
+    for name in local.keys() - own:
+        wanted = "1" if local[name] in {"replicas", "in_sync"} else local[name]
+        assert str(environment["KAFKA_" + name.replace(".", "_").upper()]) == wanted, name
 
 
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:
