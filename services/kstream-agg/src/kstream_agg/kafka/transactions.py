@@ -152,10 +152,7 @@ class TransactionWriter:
         Raises:
             DeliveryError: The producer is of no more use: fenced, for one.
         """
-        try:
-            self._producer.poll(0)
-        except KafkaException as error:
-            raise self._failed(error, "the transaction") from error
+        self._serve(0)
 
     def commit(self, keep_waiting: Callable[[], bool]) -> None:
         """Commit the open transaction, waiting for Kafka as long as it takes.
@@ -199,8 +196,16 @@ class TransactionWriter:
         self.pending = 0
 
     def _wait_for_room(self) -> None:
+        self._serve(0.1)
+
+    def _serve(self, seconds: float) -> None:
+        """Serve librdkafka's callbacks, waiting for the first of them.
+
+        Raises:
+            KStreamError: The producer is of no more use.
+        """
         try:
-            self._producer.poll(0.1)
+            self._producer.poll(seconds)
         except KafkaException as error:
             raise self._failed(error, "the transaction") from error
 
