@@ -17,6 +17,7 @@ import bench_agg_producer
 import bench_agg_recovery
 import bench_agg_sweep
 import bench_batch_sink
+import bench_client
 import bench_demo_start
 import bench_pipeline
 import bench_push_proxy
@@ -45,12 +46,13 @@ _ON_STACK: Final[dict[str, OnStack]] = {
     "batch_sink": bench_batch_sink.measure,
     "push_proxy": bench_push_proxy.measure,
     "pipeline": bench_pipeline.measure,
+    "client": bench_client.measure,
 }
 _BY_NAME_ONLY: Final[dict[str, OnStack]] = {"agg_sweep": bench_agg_sweep.measure}
 _DEMO: Final = "demo_start"
 # What else would run takes its share of the machine.
 _KAFKA_ALONE: Final = frozenset(
-    {"agg_producer", "batch_sink", "agg_recovery", "agg_sweep", "pipeline"}
+    {"agg_producer", "agg_recovery", "agg_sweep", "batch_sink", "client", "pipeline"}
 )
 _FEW: Final = ("kafka", "schema-registry")
 

@@ -19,12 +19,15 @@ import pytest
 
 from kstream_agg.stack import control
 from kstream_agg.stack.endpoints import find_running
+from kstream_agg.stack.fixtures import local_cluster
 from kstream_agg.stack.testing import LocalStack, open_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from kstream_agg.stack.endpoints import StackEndpoints
+
+__all__ = ["local_cluster"]
 
 # Names a running stack's data folder that is to be used instead of a new one: faster, by hand.
 _RUNNING = "KSTREAM_TEST_STACK"

@@ -41,6 +41,8 @@ INLINE = {
     "make help": "tests/unit/test_bootstrap.py",
     "make doctor": "test_make_doctor_finds_this_machine_fit",
     "make reset": "test_make_uninstall_removes_data_downloads_and_environment",
+    "make ps": "the same",
+    "make test-compose": "tests/compose, where there is an engine",
     "make logs s=COMPONENT": "test_every_command_exits_0_in_the_readmes_order",
     "make logs s=agg-producer": "the same",
     "make logs s=connectors-watch": "the same",
@@ -52,6 +54,9 @@ INLINE = {
     "make test-soak": "the long suites, run by hand",
     "kstream-agg batch-sink": "tests/stack/test_batch_sink.py",
     "kstream-agg batch-sink check": "the same",
+    "kstream-agg cluster": "tests/faults/test_three_brokers.py",
+    "kstream-agg topics": "tests/stack/test_kafka_cli.py",
+    "kstream-agg producer": "the same",
     "kstream-agg verify": "test_every_command_exits_0_in_the_readmes_order",
     "kstream-agg recompute": "test_recompute.py",
     "kstream-agg --debug …": "tests/unit/test_cli_main.py",
@@ -75,6 +80,8 @@ def environment() -> Iterator[dict[str, str]]:
             **{f"KSTREAM__PORTS__{name.upper()}": str(port) for name, port in ports.items()},
             "KSTREAM__DATA_DIR": str(folder / "data"),
             "KSTREAM_STACK_DIR": str(folder / "data"),
+            # The containers have a test of their own: make test-compose.
+            "STACK": "local",
         }
         left = processes_of(folder)
         for process in left:

@@ -224,7 +224,11 @@ def changelogs_of(
             )
         found.append(
             TopicConfiguration(
-                name, partitions, settings.topic.replication_factor, _CHANGELOG_CONFIG
+                name,
+                partitions,
+                settings.topic.replication_factor,
+                _CHANGELOG_CONFIG,
+                keep_existing=True,
             )
         )
     return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 import traceback
 from typing import Final
@@ -18,6 +20,7 @@ __all__ = ["cli", "main"]
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "doctor": ("doctor", "Check what this machine lacks to run the local stack."),
     "stack": ("stack", "The local stack: real components as local processes."),
+    "cluster": ("cluster", "A Kafka cluster of several brokers: start, look, kill, heal."),
     "backfill": ("backfill", "Fetch a period of a channel from the exchange's history."),
     "gaps": ("gaps", "List the trades that a raw topic lacks."),
     "batch-sink": ("batch_sink", "Run the sink to ClickHouse, or check what it has written."),
@@ -31,15 +34,23 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "recompute": ("recompute", "Emit old windows again from the raw topic."),
     "raw-producer": ("services", "Run the raw producer: trades from the exchange into Kafka."),
-    "demo": ("run", "Play a recorded session through the whole local stack."),
+    "groups": ("groups", "List, describe and move consumer groups, and their lag."),
+    "temp-gen": ("temperatures", "Write random temperatures: the tutorial's producer."),
+    "average-temp": ("temperatures", "Print their mean as it goes: the tutorial's consumer."),
+    "consumer": ("consumer", "Read topics, alone or in a group, at a prompt or by a command."),
+    "producer": ("producer", "Make topics and send records, at a prompt or by a command."),
+    "demo": ("run", "Play a recorded session through the whole stack."),
+    "logs": ("logs", "Show the end of a service's log."),
+    "ps": ("logs", "List the parts of the running stack, and how they are."),
     "push": ("push", "Push lines from standard input through the push proxy."),
     "push-proxy": ("push_proxy", "Run the push proxy: HTTP in, Kafka out."),
     "reset": ("run", "Remove the data of the live and the demo stack."),
-    "run": ("run", "Stream live trades through the whole local stack."),
+    "run": ("run", "Stream live trades through the whole stack."),
     "status": ("run", "Show components and figures; exits 0 only when all is healthy."),
+    "setup": ("setup", "One-off steps of a containerised stack."),
     "stop": ("run", "Stop the running stack; its data stays."),
     "sql": ("sql", "Query the stack's Postgres, or open psql on it."),
-    "topics": ("topics", "List the topics."),
+    "topics": ("topics", "List, create, delete, describe and alter topics."),
     "verify": ("verify", "Recompute everything from the raw topic and compare."),
 }
 
@@ -79,6 +90,9 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 def main() -> None:
     """Entry point: runs the command and turns our errors into one sentence and an exit code."""
     debug = "--debug" in sys.argv[1:]
+    if os.getpid() == 1:
+        # The kernel keeps signals without a handler from the first process of a container.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         cli.main(prog_name="kstream-agg", standalone_mode=True)
     except KStreamError as error:

@@ -182,6 +182,7 @@ def _configurations(topic: str, settings: TopicSettings) -> Iterator[TopicConfig
             "segment.ms": str(6 * 3_600_000),
             "min.cleanable.dirty.ratio": "0.2",
         },
+        keep_existing=True,
     )
 
 

@@ -1,103 +1,49 @@
-"""Brokers and topics: waiting for the one, creating the other."""
+"""A cluster: waiting for its brokers, its topics and groups, and clients of it."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+import threading
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka import KafkaException
 
-from kstream_agg.core.errors import UnavailableError
+from kstream_agg.core.errors import ContractError, UnavailableError
 from kstream_agg.core.logs import get_logger
-from kstream_agg.kafka.failures import kafka_failure
+from kstream_agg.kafka.awaiting import awaitable
+from kstream_agg.kafka.groups import ConsumerGroups
+from kstream_agg.kafka.receiving import Reader
+from kstream_agg.kafka.sending import Writer
+from kstream_agg.kafka.topic_admin import ClusterTopics
+from kstream_agg.kafka.topics import TopicConfiguration, TopicDescription, topic_configuration
+from kstream_agg.kafka.transacting import Transactions
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
-    from kstream_agg.core.settings import KafkaSettings, TopicSettings
+    from confluent_kafka import TopicPartition
+
+    from kstream_agg.kafka.codecs import Codec
+    from kstream_agg.kafka.receiving import Start
 
 __all__ = ["KafkaCluster", "TopicConfiguration", "TopicDescription", "topic_configuration"]
 
 _log = get_logger(__name__)
 
-_REQUEST_TIMEOUT_S: Final = 5.0
-# A new topic is in every broker's metadata within milliseconds; a loaded broker takes seconds.
-_LISTED_LOOKS: Final = 100
-_LISTED_PAUSE_S: Final = 0.05
-_INTERNAL: Final = "__"
-_HOUR_MS: Final = 3_600_000
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class TopicConfiguration:
-    """A topic as it should be created.
+class KafkaCluster(ClusterTopics):
+    """A Kafka cluster: its topics, its groups, and readers and writers of them.
+
+    Every method blocks; one with an `a` before its name is the same to be awaited.
 
     Args:
-        name: Its name.
-        partitions: How many partitions.
-        replication_factor: How many brokers hold each.
-        config: Topic settings by Kafka's names, e.g. `{"cleanup.policy": "compact"}`.
-    """
-
-    name: str
-    partitions: int = 1
-    replication_factor: int = 1
-    config: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class TopicDescription:
-    """A topic as the cluster has it."""
-
-    name: str
-    partitions: int
-    replication_factor: int
-
-
-def topic_configuration(
-    name: str, settings: TopicSettings, *, compact: bool = False, partitions: int | None = None
-) -> TopicConfiguration:
-    """The configuration of one of the pipeline's topics.
-
-    Records get the broker's time: with event time, replayed old trades would fall to retention
-    at once, and trades dated in the future would be refused.
-
-    Args:
-        name: The topic.
-        settings: Partitions, replication and retention.
-        compact: Keep the newest record of each key (`compact,delete`) instead of deleting only.
-        partitions: Overrides the settings' number.
-    """
-    return TopicConfiguration(
-        name,
-        partitions or settings.partitions,
-        settings.replication_factor,
-        {
-            "cleanup.policy": "compact,delete" if compact else "delete",
-            "message.timestamp.type": "LogAppendTime",
-            "retention.ms": str(round(settings.retention_hours * _HOUR_MS)),
-        },
-    )
-
-
-class KafkaCluster:
-    """A cluster's metadata and topics.
-
-    Args:
-        settings: How to reach the brokers.
+        brokers: `host:port`, several with commas or as a sequence; settings, where more than
+            addresses is needed (SASL, TLS, librdkafka's properties); None for the brokers of
+            the environment variable `KAFKA_BROKERS`, else 127.0.0.1:9092.
         client_id: Named in the brokers' logs and metrics.
     """
-
-    def __init__(self, settings: KafkaSettings, client_id: str) -> None:
-        self._bootstrap = settings.bootstrap_servers
-        config = settings.client_config()
-        # librdkafka would repeat every failed connection attempt on standard error;
-        # `wait_for_brokers` says it once.
-        config |= {"client.id": client_id, "log_level": 0}
-        self._admin = AdminClient(config)
 
     def is_reachable(self, timeout_s: float = 2.0) -> bool:
         """Whether a broker answers a metadata request within `timeout_s` seconds."""
@@ -106,11 +52,13 @@ class KafkaCluster:
         except KafkaException:
             return False
 
-    def wait_for_brokers(self, stop: threading.Event, timeout_s: float | None = None) -> bool:
+    def wait_for_brokers(
+        self, stop: threading.Event | None = None, timeout_s: float | None = None
+    ) -> bool:
         """Wait until a broker answers.
 
         Args:
-            stop: Ends the wait early.
+            stop: Ends the wait early; None: nothing does.
             timeout_s: Longest wait in seconds; None waits until `stop`.
 
         Returns:
@@ -119,127 +67,171 @@ class KafkaCluster:
         Raises:
             UnavailableError: None has answered within `timeout_s`.
         """
+        stop = stop or threading.Event()
+        servers = self.settings.bootstrap_servers
         waited = 0.0
         told = False
         while not stop.is_set():
             if self.is_reachable():
                 return True
             if not told:
-                _log.warning("waiting for Kafka", bootstrap_servers=self._bootstrap)
+                _log.warning("waiting for Kafka", bootstrap_servers=servers)
                 told = True
             waited += 2.0
             if timeout_s is not None and waited >= timeout_s:
                 raise UnavailableError(
-                    f"no Kafka broker answers at {self._bootstrap}",
-                    remedy="start the stack (make run or make demo) or correct "
-                    "kafka.bootstrap_servers",
+                    f"no Kafka broker answers at {servers}",
+                    remedy="start the stack (make run or make demo), or name the brokers: "
+                    "kafka.bootstrap_servers in the settings, KAFKA_BROKERS in the environment",
                 )
             stop.wait(0.2)
         return False
 
-    def topics(self) -> dict[str, TopicDescription]:
-        """All topics but Kafka's internal ones, by name.
+    @cached_property
+    def groups(self) -> ConsumerGroups:
+        """Its consumer groups."""
+        return ConsumerGroups(self._admin)
 
-        Raises:
-            UnavailableError: No broker answers.
-        """
-        try:
-            metadata = self._admin.list_topics(timeout=_REQUEST_TIMEOUT_S)
-        except KafkaException as error:
-            raise kafka_failure(error, f"reading the topics of {self._bootstrap}") from error
-        return {
-            name: TopicDescription(
-                name,
-                len(topic.partitions),
-                min((len(p.replicas) for p in topic.partitions.values()), default=0),
-            )
-            for name, topic in metadata.topics.items()
-            if not name.startswith(_INTERNAL)
-        }
+    @overload
+    def writer(self, topic: str) -> Writer[bytes]: ...
+    @overload
+    def writer(self, topic: str, codec: Codec[T]) -> Writer[T]: ...
+    def writer(self, topic: str, codec: Codec[Any] | None = None) -> Writer[Any]:
+        """A writer to a topic; a key decides the partition.
 
-    def topic_config(self, topic: str) -> dict[str, str]:
-        """A topic's settings, defaults included, by Kafka's names.
+        Args:
+            topic: An existing topic.
+            codec: Encodes values; default: they are bytes.
 
         Raises:
             UnavailableError: No broker answers.
             ContractError: The topic does not exist.
         """
-        resource = ConfigResource(ResourceType.TOPIC, topic)
+        self.describe_topic(topic)
+        return Writer(self.settings, self.client_id, topic, codec=codec)
+
+    @overload
+    def writer_for_partition(self, partition: TopicPartition) -> Writer[bytes]: ...
+    @overload
+    def writer_for_partition(self, partition: TopicPartition, codec: Codec[T]) -> Writer[T]: ...
+    def writer_for_partition(
+        self, partition: TopicPartition, codec: Codec[Any] | None = None
+    ) -> Writer[Any]:
+        """A writer to one partition, whatever the keys.
+
+        Args:
+            partition: A partition of an existing topic.
+            codec: Encodes values; default: they are bytes.
+
+        Raises:
+            UnavailableError: No broker answers.
+            ContractError: There is no such topic or partition.
+        """
+        self._require(partition)
+        return Writer(
+            self.settings, self.client_id, partition.topic, partition.partition, codec=codec
+        )
+
+    def transactions(self, transactional_id: str) -> Transactions:
+        """A writer of transactions, to any topics.
+
+        Args:
+            transactional_id: The same at every start of the program; a second program with it
+                takes over, and this one is refused.
+
+        Raises:
+            UnavailableError: No broker answers.
+            KStreamError: The brokers refuse.
+        """
+        return Transactions(self.settings, self.client_id, transactional_id)
+
+    @overload
+    def reader(
+        self, topics: str | Sequence[str], *, group: str | None = ..., start: Start = ...
+    ) -> Reader[bytes]: ...
+    @overload
+    def reader(
+        self,
+        topics: str | Sequence[str],
+        *,
+        group: str | None = ...,
+        start: Start = ...,
+        codec: Codec[T],
+    ) -> Reader[T]: ...
+    def reader(
+        self,
+        topics: str | Sequence[str],
+        *,
+        group: str | None = None,
+        start: Start = "latest",
+        codec: Codec[Any] | None = None,
+    ) -> Reader[Any]:
+        """A reader of all committed records of topics.
+
+        Args:
+            topics: Existing topics; none to `subscribe` later.
+            group: The consumer group, whose members share the partitions; it goes on behind
+                what it has committed. None reads all partitions alone and commits nothing.
+            start: Where to begin in a partition without a committed offset: with what comes
+                after this call (`latest`), with the oldest record (`earliest`), at an offset, or
+                with the first record at or after a time.
+            codec: Decodes values; default: they stay bytes.
+
+        Raises:
+            UnavailableError: No broker answers.
+            ContractError: A topic does not exist.
+        """
+        made: Reader[Any] = Reader(
+            self.settings, self.client_id, group=group, start=start, codec=codec
+        )
         try:
-            future = self._admin.describe_configs([resource], request_timeout=_REQUEST_TIMEOUT_S)[
-                resource
-            ]
-            entries = future.result()
-        except KafkaException as error:
-            raise kafka_failure(error, f"reading the settings of topic '{topic}'") from error
-        return {name: entry.value for name, entry in entries.items() if entry.value is not None}
+            made.subscribe([topics] if isinstance(topics, str) else topics)
+        except BaseException:
+            made.close()
+            raise
+        return made
 
-    def create_topics(self, topics: Sequence[TopicConfiguration]) -> list[str]:
-        """Create the topics that do not exist; safe to call from several services at once.
+    @overload
+    def reader_for_partition(
+        self, partition: TopicPartition, start: Start = ...
+    ) -> Reader[bytes]: ...
+    @overload
+    def reader_for_partition(
+        self, partition: TopicPartition, start: Start = ..., *, codec: Codec[T]
+    ) -> Reader[T]: ...
+    def reader_for_partition(
+        self,
+        partition: TopicPartition,
+        start: Start = "latest",
+        *,
+        codec: Codec[Any] | None = None,
+    ) -> Reader[Any]:
+        """A reader of one partition, in no group.
 
-        An existing topic is left as it is: an operator may have changed it. The controller answers
-        before the brokers have heard of a new topic, so its listing is waited for.
-
-        Returns:
-            The names of those created by this call.
-
-        Raises:
-            UnavailableError: No broker answers.
-            KStreamError: A broker refuses a topic.
-        """
-        existing = self.topics()
-        wanted = [topic for topic in _unique(topics) if topic.name not in existing]
-        if not wanted:
-            return []
-        futures = self._admin.create_topics(
-            [
-                NewTopic(t.name, t.partitions, t.replication_factor, config=dict(t.config))
-                for t in wanted
-            ],
-            request_timeout=_REQUEST_TIMEOUT_S,
-        )
-        created = []
-        for name, future in futures.items():
-            try:
-                future.result()
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise kafka_failure(error, f"creating topic '{name}'") from error
-            else:
-                created.append(name)
-        if created:
-            _log.info("topics created", topics=created)
-        self._wait_until_listed(wanted)
-        return created
-
-    def _wait_until_listed(self, topics: Iterable[TopicConfiguration]) -> None:
-        names = {topic.name for topic in topics if not topic.name.startswith(_INTERNAL)}
-        for _ in range(_LISTED_LOOKS):
-            if names <= self.topics().keys():
-                return
-            time.sleep(_LISTED_PAUSE_S)
-        raise UnavailableError(
-            f"no broker lists the new topics {', '.join(sorted(names))}",
-            remedy="see the broker's log",
-        )
-
-    def delete_topics(self, names: Sequence[str]) -> None:
-        """Delete topics; those that do not exist are passed over.
+        Args:
+            partition: A partition of an existing topic.
+            start: `earliest`, `latest`, an offset, or a time (aware).
+            codec: Decodes values; default: they stay bytes.
 
         Raises:
             UnavailableError: No broker answers.
-            KStreamError: A broker refuses.
+            ContractError: There is no such topic or partition.
         """
-        if not names:
-            return
-        futures = self._admin.delete_topics(list(names), request_timeout=_REQUEST_TIMEOUT_S)
-        for name, future in futures.items():
-            try:
-                future.result()
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise kafka_failure(error, f"deleting topic '{name}'") from error
+        self._require(partition)
+        made: Reader[Any] = Reader(self.settings, self.client_id, start=start, codec=codec)
+        try:
+            made.assign([partition])
+        except BaseException:
+            made.close()
+            raise
+        return made
 
+    def _require(self, partition: TopicPartition) -> None:
+        count = self.describe_topic(partition.topic).partitions
+        if not 0 <= partition.partition < count:
+            raise ContractError(
+                f"topic '{partition.topic}' has no partition {partition.partition}",
+                remedy=f"it has 0 to {count - 1}" if count > 1 else "it has partition 0 only",
+            )
 
-def _unique(topics: Iterable[TopicConfiguration]) -> list[TopicConfiguration]:
-    return list({topic.name: topic for topic in topics}.values())
+    await_for_brokers = awaitable(wait_for_brokers)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 from typing import TYPE_CHECKING, Final
 
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 
 from kstream_agg.core.errors import ContractError, DeliveryError, KStreamError, UnavailableError
 
 if TYPE_CHECKING:
-    from confluent_kafka import KafkaException
+    from collections.abc import Collection, Iterator
 
-__all__ = ["delivery_failure", "kafka_failure"]
+__all__ = ["delivery_failure", "kafka_failure", "mapped", "no_such_topic"]
 
 _UNAVAILABLE: Final = frozenset(
     {
@@ -44,6 +46,22 @@ _REMEDIES: Final = {
     "of the client, or send less in one record",
     KafkaError.INVALID_REPLICATION_FACTOR: "lower topic.replication_factor to the number of "
     "brokers",
+    KafkaError.INVALID_PARTITIONS: "a topic only ever gets more partitions; for fewer, make "
+    "another topic",
+    KafkaError.INVALID_CONFIG: "topic settings are listed at "
+    "https://kafka.apache.org/documentation/#topicconfigs",
+    KafkaError.TOPIC_ALREADY_EXISTS: "take another name, or delete it: kstream-agg topics delete",
+    KafkaError.TOPIC_EXCEPTION: "names are of letters, digits, '.', '_' and '-', at most 249",
+    KafkaError.INCONSISTENT_GROUP_PROTOCOL: "the group's members use another protocol or "
+    "assignment strategy: take another group, or end them first (kstream-agg groups describe)",
+    KafkaError.NON_EMPTY_GROUP: "end the group's members first: kstream-agg groups describe",
+    KafkaError.GROUP_ID_NOT_FOUND: "list the groups: kstream-agg groups",
+    KafkaError.OFFSET_OUT_OF_RANGE: "the records there are deleted or not written yet; begin with "
+    "earliest or latest",
+    KafkaError.NOT_ENOUGH_REPLICAS: "too few brokers hold the partition in sync: kstream-agg "
+    "cluster status",
+    KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND: "too few brokers hold the partition in sync: "
+    "kstream-agg cluster status",
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant this user the right on the topic",
     KafkaError.SASL_AUTHENTICATION_FAILED: "check kafka.sasl_username and kafka.sasl_password",
     KafkaError._AUTHENTICATION: "check kafka.sasl_mechanism, sasl_username and sasl_password",
@@ -61,9 +79,23 @@ def kafka_failure(error: KafkaException, doing: str) -> KStreamError:
     message = f"{doing} failed: {cause.str()}"
     if cause.code() in _UNAVAILABLE:
         return UnavailableError(
-            message, remedy="is Kafka running, and kafka.bootstrap_servers right?"
+            message,
+            remedy="is Kafka running, and kafka.bootstrap_servers (or KAFKA_BROKERS) right?",
         )
     return ContractError(message, remedy=_REMEDIES.get(cause.code()))
+
+
+@contextlib.contextmanager
+def mapped(doing: str) -> Iterator[None]:
+    """Raise our errors for librdkafka's.
+
+    Args:
+        doing: What is being done, e.g. `creating topic 'x'`.
+    """
+    try:
+        yield
+    except KafkaException as error:
+        raise kafka_failure(error, doing) from error
 
 
 def delivery_failure(error: KafkaError, topic: str) -> DeliveryError:
@@ -71,4 +103,19 @@ def delivery_failure(error: KafkaError, topic: str) -> DeliveryError:
     return DeliveryError(
         f"Kafka did not take a record for topic '{topic}': {error.str()}",
         remedy=_REMEDIES.get(error.code()),
+    )
+
+
+def no_such_topic(name: str, known: Collection[str]) -> ContractError:
+    """Our error for a topic that does not exist.
+
+    Args:
+        name: What was asked for.
+        known: The topics there are.
+    """
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}? else " if near else ""
+    return ContractError(
+        f"there is no topic '{name}'",
+        remedy=f"{hint}make it: kstream-agg topics create {name}",
     )

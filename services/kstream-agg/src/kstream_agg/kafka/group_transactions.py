@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from kstream_agg.core.metrics import Metrics
     from kstream_agg.core.settings import KafkaSettings
-    from kstream_agg.kafka.writer import Headers
 
 __all__ = ["GroupTransactionWriter", "fence"]
 
@@ -66,6 +65,9 @@ _HOPELESS: Final = frozenset(
 class GroupTransactionWriter(TransactionWriter):
     """A transactional producer whose transactions carry the offsets of a consumer.
 
+    `produce` raises `CommitUncertainError` when the transaction cannot be committed any more, and
+    `FencedError` when another member has taken this one's place.
+
     Args:
         settings: How to reach the brokers; `properties` override the defaults here.
         metrics: Counts deliveries.
@@ -94,45 +96,6 @@ class GroupTransactionWriter(TransactionWriter):
         )
         self._hung_s = hung_s
         self._hung = False
-
-    def produce(
-        self,
-        topic: str,
-        value: bytes | None,
-        *,
-        key: bytes | None = None,
-        headers: Headers | None = None,
-        partition: int = -1,
-    ) -> None:
-        """Add a record to the transaction, beginning one when there is none.
-
-        Args:
-            topic: Where to.
-            value: The encoded value; None is a tombstone.
-            key: Decides the partition; None spreads at random.
-            headers: Name and value pairs.
-            partition: -1 leaves it to the key.
-
-        Raises:
-            CommitUncertainError: The transaction cannot be committed any more.
-            FencedError: Another member has taken this one's place.
-        """
-        if not self.pending:
-            self._begin()
-        while True:
-            try:
-                if headers is None:
-                    self._produce(topic, value, key, partition)
-                else:
-                    self._produce(topic, value, key, partition, headers=headers)
-            except BufferError:
-                self._wait_for_room()
-            except KafkaException as error:
-                raise self._failed(error, topic) from error
-            else:
-                break
-        self.pending += 1
-        self._topics[topic] += 1
 
     def send_offsets(
         self,

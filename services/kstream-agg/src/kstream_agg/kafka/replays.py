@@ -109,7 +109,9 @@ def audit_topic(settings: TopicSettings) -> TopicConfiguration:
         "retention.ms": "-1",
         "retention.bytes": "-1",
     }
-    return TopicConfiguration(AUDIT_TOPIC, 1, settings.replication_factor, config)
+    return TopicConfiguration(
+        AUDIT_TOPIC, 1, settings.replication_factor, config, keep_existing=True
+    )
 
 
 def known_replays(reader: TopicReader) -> dict[Identity, list[Audit]]:

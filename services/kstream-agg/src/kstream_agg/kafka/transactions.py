@@ -16,6 +16,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from kstream_agg.core.errors import DeliveryError, UnavailableError
 from kstream_agg.core.metrics import RECORDS_DELIVERED, RECORDS_FAILED, RECORDS_IN_FLIGHT
 from kstream_agg.kafka.failures import delivery_failure, kafka_failure
+from kstream_agg.kafka.stranding import StrandingWatch, answers_newcomers
 
 if TYPE_CHECKING:
     import threading
@@ -77,10 +78,12 @@ class TransactionWriter:
         make_producer: Callable[[dict[str, Any]], Producer] = Producer,
     ) -> None:
         self._id = transactional_id
+        self._stranding = StrandingWatch(lambda: answers_newcomers(settings))
         own = {
             "client.id": client_id,
             "transactional.id": transactional_id,
             "on_delivery": self._on_failed_delivery,
+            **self._stranding.properties,
         }
         try:
             self._producer = make_producer(_DEFAULTS | settings.client_config() | own)
@@ -114,13 +117,15 @@ class TransactionWriter:
                 return True
         return False
 
-    def produce(
+    def produce(  # noqa: PLR0913 - a record's parts, by name
         self,
         topic: str,
         value: bytes | None,
         *,
         key: bytes | None = None,
         headers: Headers | None = None,
+        partition: int = -1,
+        timestamp_ms: int = 0,
     ) -> None:
         """Add a record to the transaction, beginning one when there is none.
 
@@ -129,15 +134,18 @@ class TransactionWriter:
             value: The encoded value; None is a tombstone.
             key: Decides the partition; None spreads at random.
             headers: Name and value pairs.
+            partition: -1 leaves it to the key.
+            timestamp_ms: When it happened, since the epoch; 0 is now.
 
         Raises:
-            DeliveryError: The transaction cannot be committed any more.
+            DeliveryError: The transaction cannot be committed any more, and its kinds that a
+                subclass raises in its place.
         """
         if not self.pending:
             self._begin()
         while True:
             try:
-                self._produce(topic, value, key, headers=headers)
+                self._produce(topic, value, key, partition, timestamp=timestamp_ms, headers=headers)
                 break
             except BufferError:
                 self._wait_for_room()
@@ -161,8 +169,8 @@ class TransactionWriter:
             keep_waiting: Asked every second; False ends the wait.
 
         Raises:
-            DeliveryError: It was aborted, another program holds the transactional id, or the
-                wait was ended.
+            DeliveryError: It was aborted, another program holds the transactional id, the
+                client has lost its brokers for good, or the wait was ended.
         """
         if not self.pending:
             return
@@ -177,6 +185,12 @@ class TransactionWriter:
                         f"Kafka has not committed {self.pending} records",
                         remedy="is Kafka running? they are fetched and written again after a "
                         "restart",
+                    ) from error
+                self._producer.poll(0)
+                if self._stranding.is_stranded():
+                    raise DeliveryError(
+                        "Kafka answers, but not this client, which finds no broker any more",
+                        remedy="start again: the open transaction is written by the next start",
                     ) from error
             else:
                 break

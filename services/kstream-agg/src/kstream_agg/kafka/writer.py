@@ -22,10 +22,15 @@ if TYPE_CHECKING:
     from kstream_agg.core.metrics import Metrics
     from kstream_agg.core.settings import KafkaSettings
 
-__all__ = ["PRODUCER_DEFAULTS", "Headers", "RecordWriter"]
+    DeliveryReport = Callable[[KafkaError | None, Message], None]
+
+__all__ = ["PRODUCER_DEFAULTS", "HeaderPairs", "Headers", "RecordWriter"]
 
 Headers = list[tuple[str, str | bytes | None]]
 """Names and values of a record's headers, in order; names may repeat."""
+
+HeaderPairs = tuple[tuple[str, str | bytes | None], ...]
+"""The same, for records that do not change."""
 
 PRODUCER_DEFAULTS: Final[dict[str, str | int | float | bool]] = {
     "enable.idempotence": True,  # acks=all and no reordering come with it
@@ -72,17 +77,21 @@ class RecordWriter:
         self._delivered_by_topic: dict[str, Counter] = {}
         metrics.gauge(RECORDS_IN_FLIGHT).set_function(lambda: len(self._producer))
         self._failure: DeliveryError | None = None
+        self.bare_produce = self._producer.produce
+        """The client's own call, for whom each record's microseconds count."""
         self.delivered = 0
         """Records acknowledged so far."""
 
-    def produce(
+    def produce(  # noqa: PLR0913 - a record's parts, by name
         self,
         topic: str,
         value: bytes | None,
         *,
-        key: bytes | None = None,
+        key: bytes | str | None = None,
         headers: Headers | None = None,
         partition: int = -1,
+        timestamp_ms: int = 0,
+        on_delivery: DeliveryReport | None = None,
     ) -> None:
         """Queue one record.
 
@@ -92,6 +101,9 @@ class RecordWriter:
             key: Decides the partition; None spreads at random.
             headers: Name and value pairs.
             partition: -1 leaves it to the key.
+            timestamp_ms: When it happened, since the epoch; 0 is now.
+            on_delivery: Called with the outcome in place of this writer's own report, which
+                counts it, or for a failure makes the writer raise; it is to see to that itself.
 
         Raises:
             DeliveryError: An earlier record was not delivered, or this one never can be.
@@ -105,7 +117,8 @@ class RecordWriter:
                     value,
                     key,
                     partition,
-                    on_delivery=self._on_delivery,
+                    on_delivery or self._on_delivery,
+                    timestamp=timestamp_ms,
                     headers=headers,
                 )
             except BufferError:
@@ -130,6 +143,10 @@ class RecordWriter:
         if self._failure is not None:
             raise self._failure
         return served
+
+    def serve(self, timeout_s: float) -> None:
+        """Serve delivery reports, waiting for the first; failures are raised by other calls."""
+        self._producer.poll(timeout_s)
 
     def flush(
         self, timeout_s: float = 60.0, *, keep_waiting: Callable[[], bool] | None = None
@@ -177,6 +194,18 @@ class RecordWriter:
         else:
             self._producer.purge()
 
+    def fail(self, error: KafkaError, topic: str) -> DeliveryError:
+        """Take note of a record that was not delivered: every later call raises.
+
+        Returns:
+            The error of this record.
+        """
+        self._failed_total.labels(topic).inc()
+        failure = delivery_failure(error, topic)
+        if self._failure is None:
+            self._failure = failure
+        return failure
+
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         topic = message.topic() or ""
         if error is None:
@@ -186,6 +215,4 @@ class RecordWriter:
                 counter = self._delivered_by_topic[topic] = self._delivered_total.labels(topic)
             counter.inc()
             return
-        self._failed_total.labels(topic).inc()
-        if self._failure is None:
-            self._failure = delivery_failure(error, topic)
+        self.fail(error, topic)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kstream_agg.stack.ports import bootstrap_servers
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -36,6 +38,7 @@ class StackContext:
         profile: What it is started as.
         config: The folder with the services' settings.
         options: What the profile takes beside settings, such as `recording` and `loop` of a demo.
+        brokers: How many Kafka brokers.
     """
 
     layout: Layout
@@ -47,3 +50,9 @@ class StackContext:
     profile: Profile
     config: Path
     options: Mapping[str, str] = field(default_factory=dict)
+    brokers: int = 1
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """All brokers, as clients take them."""
+        return bootstrap_servers(self.ports, self.brokers)

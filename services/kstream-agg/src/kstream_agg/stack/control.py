@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kstream_agg.core.errors import StackError, UnavailableError
+from kstream_agg.stack.components.kafka import broker_name
 from kstream_agg.stack.doctor import refuse_lack
 from kstream_agg.stack.download import Fetcher, disk_errors
 from kstream_agg.stack.layout import Layout, make_private
-from kstream_agg.stack.plan import plan_context, read_kind, write_kind, write_plan
+from kstream_agg.stack.plan import plan_context, read_kind, read_plan, write_kind, write_plan
 from kstream_agg.stack.ports import check_ports
 from kstream_agg.stack.process import end_processes
 from kstream_agg.stack.profiles import (
@@ -25,7 +26,7 @@ from kstream_agg.stack.profiles import (
     build_components,
     select_names,
 )
-from kstream_agg.stack.settings import kind_of
+from kstream_agg.stack.settings import MAX_BROKERS, kind_of
 from kstream_agg.stack.state import StackStatus, is_alive, read_state
 from kstream_agg.stack.unpack import unpack_all
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from kstream_agg.stack.plan import Plan
     from kstream_agg.stack.settings import Kind
 
-__all__ = ["down", "read_status", "reset", "resume", "suspend", "up", "wait_ready"]
+__all__ = ["down", "kill", "read_status", "reset", "resume", "suspend", "up", "wait_ready"]
 
 _LOOK_S = 0.1
 # The supervisor's own bounds on ending a component add up to less.
@@ -87,6 +88,7 @@ def up(data_dir: Path, plan: Plan, *, progress: Progress | None = None) -> list[
     layout = Layout(data_dir)
     _refuse_running(data_dir)
     kind = _refuse_other_kind(layout, plan)
+    _refuse_other_brokers(layout, plan)
     orphans = _end_orphans(data_dir)
     names = select_names(plan.profile, plan.only)
     context = plan_context(plan, layout)
@@ -204,6 +206,22 @@ def suspend(data_dir: Path, name: str, *, timeout_s: float = 60.0) -> None:
     _wait_state(data_dir, name, ("stopped",), timeout_s)
 
 
+def kill(data_dir: Path, name: str, *, timeout_s: float = 30.0) -> None:
+    """Kill one component of a running stack (SIGKILL) and leave it dead until `resume`.
+
+    Raises:
+        StackError: The stack does not run or has no such component, or it is not running.
+    """
+    _expect_component(data_dir, name)
+    process = read_status(data_dir).component(name).process
+    if process is None or not is_alive(process):
+        raise StackError(f"{name} does not run", remedy="kstream-agg stack status shows how it is")
+    os.kill(process.pid, signal.SIGKILL)
+    # Told now, not before: the supervisor would have asked it to end in good order.
+    (Layout(data_dir).suspended / name).touch()
+    _wait_state(data_dir, name, ("stopped",), timeout_s)
+
+
 def resume(data_dir: Path, name: str, *, timeout_s: float = 120.0) -> None:
     """Start a suspended component again and wait until it is ready.
 
@@ -257,9 +275,22 @@ def _refuse_other_kind(layout: Layout, plan: Plan) -> Kind:
     return kind
 
 
+def _refuse_other_brokers(layout: Layout, plan: Plan) -> None:
+    """A quorum of other size would not find its data."""
+    before = read_plan(layout.plan) if layout.cluster_id.exists() else None
+    if before is None or before.brokers == plan.brokers:
+        return
+    raise StackError(
+        f"{layout.folder} holds the data of {before.brokers} brokers, not of {plan.brokers}",
+        remedy=f"start it with --brokers {before.brokers}, name another folder with --data-dir, or "
+        "empty it: 'kstream-agg stack reset'",
+    )
+
+
 def _is_data_folder(layout: Layout) -> bool:
     """Whether a stack was planned there, or nothing is there but what a stack writes."""
-    return layout.plan.exists() or layout.holds_only(COMPONENT_NAMES)
+    brokers = map(broker_name, range(1, MAX_BROKERS + 1))
+    return layout.plan.exists() or layout.holds_only((*COMPONENT_NAMES, *brokers))
 
 
 def _end_orphans(data_dir: Path) -> list[str]:

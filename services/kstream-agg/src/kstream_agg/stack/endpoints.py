@@ -15,7 +15,8 @@ from kstream_agg.stack.components.registry import registry_url
 from kstream_agg.stack.components.zipkin import zipkin_url
 from kstream_agg.stack.layout import Layout
 from kstream_agg.stack.plan import read_plan
-from kstream_agg.stack.settings import default_data_dir
+from kstream_agg.stack.ports import bootstrap_servers
+from kstream_agg.stack.settings import PortSettings, cluster_data_dir, default_data_dir
 from kstream_agg.stack.state import is_alive, read_state
 
 if TYPE_CHECKING:
@@ -71,12 +72,12 @@ class StackEndpoints:
 
 
 def stack_endpoints(
-    layout: Layout, ports: Mapping[str, int], options: Mapping[str, str]
+    layout: Layout, ports: Mapping[str, int], options: Mapping[str, str], brokers: int = 1
 ) -> StackEndpoints:
-    """The addresses that a plan's ports and options stand for."""
+    """The addresses that a plan's ports, options and number of brokers stand for."""
     return StackEndpoints(
         data_dir=layout.folder,
-        bootstrap_servers=f"127.0.0.1:{ports['kafka']}",
+        bootstrap_servers=bootstrap_servers(PortSettings(**ports), brokers),
         registry_url=registry_url(ports["registry"]),
         connect_url=connect_url(ports["connect"]),
         zipkin_url=zipkin_url(ports["zipkin"]),
@@ -90,8 +91,8 @@ def find_running(data_dir: Path | None = None) -> StackEndpoints | None:
     """The stack that runs here.
 
     Args:
-        data_dir: Look at this folder only; default `$KSTREAM_STACK_DIR`, else the checkout's live
-            and demo folders.
+        data_dir: Look at this folder only; default `$KSTREAM_STACK_DIR`, else the checkout's live,
+            demo and cluster folders.
 
     Returns:
         Its addresses; None when no stack runs.
@@ -103,7 +104,7 @@ def find_running(data_dir: Path | None = None) -> StackEndpoints | None:
             continue
         plan = read_plan(layout.plan)
         if plan is not None:
-            return stack_endpoints(layout, plan.ports, plan.options)
+            return stack_endpoints(layout, plan.ports, plan.options, plan.brokers)
     return None
 
 
@@ -114,6 +115,6 @@ def _candidates(data_dir: Path | None) -> list[Path]:
     if named:
         return [Path(named).absolute()]
     try:
-        return [default_data_dir("live"), default_data_dir("demo")]
+        return [default_data_dir("live"), default_data_dir("demo"), cluster_data_dir()]
     except SettingsError:  # outside any checkout
         return []

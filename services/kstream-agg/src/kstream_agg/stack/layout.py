@@ -48,6 +48,11 @@ class Layout:
         return self.logs / f"{component}.log"
 
     @property
+    def cluster_id(self) -> Path:
+        """The id that all brokers of the folder share."""
+        return self.folder / "cluster.id"
+
+    @property
     def suspended(self) -> Path:
         """A file for each component that is to stand still until further notice."""
         return self.folder / "suspended"
@@ -68,7 +73,7 @@ class Layout:
 
     def holds_only(self, components: Collection[str]) -> bool:
         """Whether it is a folder with nothing in it but what a stack of `components` writes."""
-        files = (self.kind, self.plan, self.state, self.lock, self.simulator_state)
+        files = (self.kind, self.plan, self.state, self.lock, self.simulator_state, self.cluster_id)
         own = (*files, self.postgres_password, self.logs, self.suspended)
         names = {path.name for path in own} | set(components)
         return self.folder.is_dir() and all(

@@ -49,6 +49,7 @@ class Plan(msgspec.Struct, frozen=True):
         cache_dir: The cache folder.
         config_dir: The folder with the services' settings.
         options: What the profile takes beside settings.
+        brokers: How many Kafka brokers.
     """
 
     profile: Profile
@@ -60,6 +61,7 @@ class Plan(msgspec.Struct, frozen=True):
     cache_dir: str
     config_dir: str
     options: dict[str, str] = {}
+    brokers: int = 1
 
 
 def make_plan(
@@ -68,6 +70,7 @@ def make_plan(
     *,
     only: tuple[str, ...] = (),
     options: dict[str, str] | None = None,
+    brokers: int = 1,
 ) -> Plan:
     """The plan that settings and arguments stand for."""
     return Plan(
@@ -80,6 +83,7 @@ def make_plan(
         cache_dir=str(ArtifactCache().folder),
         config_dir=str(config_dir()),
         options=options or {},
+        brokers=brokers,
     )
 
 
@@ -95,6 +99,7 @@ def plan_context(plan: Plan, layout: Layout) -> StackContext:
         profile=plan.profile,
         config=Path(plan.config_dir),
         options=plan.options,
+        brokers=plan.brokers,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
@@ -14,11 +14,47 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from kstream_agg.stack.component import Component
+    from kstream_agg.stack.settings import PortSettings
 
-__all__ = ["check_ports", "free_ports", "is_taken", "port_holder"]
+__all__ = [
+    "BrokerPorts",
+    "bootstrap_servers",
+    "broker_ports",
+    "check_ports",
+    "free_block",
+    "free_ports",
+    "is_taken",
+    "port_holder",
+]
 
 
 _FREE_FROM, _FREE_TO = 20_000, 32_000
+
+
+class BrokerPorts(NamedTuple):
+    """Where a broker listens: to clients, and as a controller."""
+
+    clients: int
+    controller: int
+
+
+def broker_ports(ports: PortSettings, number: int) -> BrokerPorts:
+    """A broker's ports.
+
+    Args:
+        ports: The table `[ports]`.
+        number: The broker's, from 1 on.
+    """
+    if number == 1:
+        return BrokerPorts(ports.kafka, ports.kafka_controller)
+    first = ports.kafka_more + 2 * (number - 2)
+    return BrokerPorts(first, first + 1)
+
+
+def bootstrap_servers(ports: PortSettings, brokers: int) -> str:
+    """All brokers' addresses for clients, with commas."""
+    numbers = range(1, brokers + 1)
+    return ",".join(f"127.0.0.1:{broker_ports(ports, number).clients}" for number in numbers)
 
 
 def is_taken(port: int) -> bool:
@@ -85,3 +121,11 @@ def free_ports(count: int) -> list[int]:
         if port not in chosen and not is_taken(port):
             chosen.append(port)
     return chosen
+
+
+def free_block(count: int) -> int:
+    """The first of so many neighbouring ports nobody listens on now; as `free_ports`."""
+    while True:
+        first = random.randint(_FREE_FROM, _FREE_TO - count)  # noqa: S311 - nothing to keep secret
+        if not any(is_taken(port) for port in range(first, first + count)):
+            return first

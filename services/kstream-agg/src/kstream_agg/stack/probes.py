@@ -44,7 +44,9 @@ def kafka_probe(port: int) -> Callable[[], str | None]:
             metadata = client.list_topics(timeout=_TIMEOUT_S)
         except KafkaException as error:
             return f"no metadata yet ({error.args[0].str()})"
-        return None if metadata.brokers else "no broker is registered yet"
+        # Another broker may answer for it, from what it remembers, before it is registered anew.
+        known = any(broker.port == port for broker in metadata.brokers.values())
+        return None if known else "it is not registered yet"
 
     return probe
 

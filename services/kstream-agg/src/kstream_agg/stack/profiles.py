@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from kstream_agg.core.errors import StackError
 from kstream_agg.stack.components.connect import connect_component
-from kstream_agg.stack.components.kafka import kafka_component
+from kstream_agg.stack.components.kafka import kafka_components
 from kstream_agg.stack.components.postgres import postgres_component
 from kstream_agg.stack.components.registry import registry_component
 from kstream_agg.stack.components.services import (
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COMPONENT_NAMES", "artifact_groups", "build_components", "select_names"]
 
-_BUILDERS: Final[dict[str, Callable[[StackContext], Component]]] = {
-    "kafka": kafka_component,
+_BUILDERS: Final[dict[str, Callable[[StackContext], Component | list[Component]]]] = {
+    "kafka": kafka_components,
     "schema-registry": registry_component,
     "connect": connect_component,
     "postgres": postgres_component,
@@ -88,7 +88,10 @@ def build_components(names: Sequence[str], context: StackContext) -> list[Compon
         StackError: One of them needs another that is not among them.
         PrerequisiteError: Java or Postgres is not installed.
     """
-    components = [_BUILDERS[name](context) for name in names]
+    built = [_BUILDERS[name](context) for name in names]
+    components = [
+        component for one in built for component in (one if isinstance(one, list) else [one])
+    ]
     for component in components:
         for needed in component.depends_on:
             if needed not in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotation at run time
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from kstream_agg.core.settings import (
 )
 
 __all__ = [
+    "MAX_BROKERS",
     "ArtifactSettings",
     "Kind",
     "MemorySettings",
@@ -22,11 +23,13 @@ __all__ = [
     "Profile",
     "RestartSettings",
     "StackSettings",
+    "cluster_data_dir",
     "default_data_dir",
     "kind_of",
     "load_stack_settings",
 ]
 
+MAX_BROKERS: Final = 7
 Profile = Literal["base", "live", "demo"]
 Kind = Literal["live", "demo"]
 """Whether a folder's trades are the market's or simulated."""
@@ -37,6 +40,8 @@ class PortSettings(SettingsGroup):
 
     kafka: int = Field(default=9092, gt=0, lt=65536)
     kafka_controller: int = Field(default=9093, gt=0, lt=65536)
+    kafka_more: int = Field(default=9192, gt=0, lt=65520)
+    """Of a second broker; its controller and further brokers take the ports behind it."""
     registry: int = Field(default=8081, gt=0, lt=65536)
     registry_management: int = Field(default=8082, gt=0, lt=65536)
     connect: int = Field(default=8083, gt=0, lt=65536)
@@ -105,6 +110,11 @@ def load_stack_settings(*, folder: Path | None = None) -> StackSettings:
 def kind_of(profile: Profile) -> Kind:
     """What a profile's trades are; the servers alone count as live."""
     return "demo" if profile == "demo" else "live"
+
+
+def cluster_data_dir() -> Path:
+    """`.data/cluster` beside the `config/` folder: the stack with several brokers."""
+    return config_dir().parent / ".data" / "cluster"
 
 
 def default_data_dir(profile: Profile) -> Path:

@@ -8,11 +8,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from kstream_agg.core.errors import StackError
+from kstream_agg.kafka.cluster import KafkaCluster
 from kstream_agg.stack import control
+from kstream_agg.stack.brokers import Brokers
 from kstream_agg.stack.endpoints import find_running
 from kstream_agg.stack.plan import make_plan
-from kstream_agg.stack.ports import free_ports
+from kstream_agg.stack.ports import free_block, free_ports
 from kstream_agg.stack.settings import PortSettings, StackSettings
 
 if TYPE_CHECKING:
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
     from kstream_agg.stack.settings import Profile
     from kstream_agg.stack.state import StackStatus
 
-__all__ = ["LocalStack", "open_folder"]
+__all__ = ["LocalCluster", "LocalStack", "open_folder"]
 
 _READY_S = 240.0
 
@@ -49,9 +53,10 @@ class LocalStack:
         only: Not all of them, but these.
         options: What the profile takes, such as `recording`, `loop` and `channels`.
         settings: Heaps, back-off and ports; default: the defaults on free ports.
+        brokers: How many Kafka brokers.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a stack's parts, by name
         self,
         data_dir: Path,
         *,
@@ -59,12 +64,14 @@ class LocalStack:
         only: tuple[str, ...] = (),
         options: dict[str, str] | None = None,
         settings: StackSettings | None = None,
+        brokers: int = 1,
     ) -> None:
         self.data_dir = data_dir
         names = list(PortSettings.model_fields)
-        ports = PortSettings(**dict(zip(names, free_ports(len(names)), strict=True)))
-        self.settings = settings or StackSettings(ports=ports)
-        self.plan = make_plan(profile, self.settings, only=only, options=options)
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        ports["kafka_more"] = free_block(2 * brokers)
+        self.settings = settings or StackSettings(ports=PortSettings(**ports))
+        self.plan = make_plan(profile, self.settings, only=only, options=options, brokers=brokers)
 
     def start(self, *, timeout_s: float = _READY_S) -> StackStatus:
         """Bring it up and wait until all is ready.
@@ -110,3 +117,55 @@ class LocalStack:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+class LocalCluster:
+    """A Kafka cluster of several brokers for a test or a program; a context manager.
+
+        with LocalCluster(brokers=3) as cluster:
+            cluster.kafka.create_topics([TopicConfiguration("t", replication_factor=3)])
+            cluster.brokers.kill(2)
+
+    It is the local stack with nothing but its brokers, on free ports and in a temporary folder, and
+    ends with the block.
+
+    Args:
+        brokers: How many.
+        client_id: Of `kafka`.
+        heap_mb: Of each broker.
+    """
+
+    def __init__(
+        self, brokers: int = 3, *, client_id: str = "local-cluster", heap_mb: int = 256
+    ) -> None:
+        self._count = brokers
+        self._client_id = client_id
+        self._heap_mb = heap_mb
+        self._ends = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as ends:
+            folder = ends.enter_context(open_folder("kstream-cluster-"))
+            stack = LocalStack(folder / "data", only=("kafka",), brokers=self._count)
+            memory = stack.settings.memory.model_copy(update={"kafka_mb": self._heap_mb})
+            stack.plan = msgspec.structs.replace(stack.plan, memory=memory.model_dump())
+            ends.enter_context(stack)
+            self.data_dir = stack.data_dir
+            """The stack's data folder."""
+            self.brokers = Brokers(stack.data_dir)
+            """Its brokers: status, kill, start."""
+            self.bootstrap_servers = self.brokers.bootstrap_servers
+            """As clients take it."""
+            self.kafka = KafkaCluster(self.bootstrap_servers, self._client_id)
+            """A client of it."""
+            self.brokers.wait_whole()
+            self._ends = ends.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ends.close()

@@ -63,7 +63,7 @@ def connect_component(context: StackContext) -> Component:
 
 def _properties(context: StackContext) -> str:
     values: dict[str, object] = {
-        "bootstrap.servers": f"127.0.0.1:{context.ports.kafka}",
+        "bootstrap.servers": context.bootstrap_servers,
         "group.id": "connect",
         "listeners": connect_url(context.ports.connect),
         "rest.advertised.host.name": "127.0.0.1",
