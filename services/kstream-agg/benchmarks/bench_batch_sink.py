@@ -68,6 +68,7 @@ def _measure(
         tuple(found.per_s for found in passes),
         tuple(found["records"] / found["seconds"] for found in bare),
         floor=_FLOOR,
+        asked_ratio=0.5,
         details={"rows": _ROWS, "batch": _BATCH, "clickhouse": version},
     )
     yield Measurement(
