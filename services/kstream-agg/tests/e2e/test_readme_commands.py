@@ -41,7 +41,6 @@ INLINE = {
     "make help": "tests/unit/test_bootstrap.py",
     "make doctor": "test_make_doctor_finds_this_machine_fit",
     "make reset": "test_make_uninstall_removes_data_downloads_and_environment",
-    "make ps": "the same",
     "make test-compose": "tests/compose, where there is an engine",
     "make logs s=COMPONENT": "test_every_command_exits_0_in_the_readmes_order",
     "make logs s=agg-producer": "the same",
