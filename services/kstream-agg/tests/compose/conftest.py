@@ -48,10 +48,12 @@ def compose(request: pytest.FixtureRequest) -> Iterator[Compose]:
 def report(config: pytest.Config, compose: Compose) -> None:
     """Show the figures that the documentation's table is made from."""
     terminal = config.pluginmanager.get_plugin("terminalreporter")
-    if terminal is None:
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if terminal is None or capture is None:
         return
-    terminal.write_line("")
-    for name, value in compose.measured.items():
-        lines = value if isinstance(value, list) else [str(value)]
-        for line in lines:
-            terminal.write_line(f"{name}: {line}")
+    with capture.global_and_fixture_disabled():
+        terminal.write_line("")
+        for name, value in compose.measured.items():
+            lines = value if isinstance(value, list) else [str(value)]
+            for line in lines:
+                terminal.write_line(f"{name}: {line}")
