@@ -12,7 +12,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadgroup
 
 .PHONY: help
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- bootstrap -----------------------------------------------------------------------------
 
@@ -41,7 +41,9 @@ setup-dev: $(VENV)/.dev ## Create .venv with the development tools too
 
 # --- running -------------------------------------------------------------------------------
 
-# DETACH=1 returns as soon as all is ready; CHANNELS=a,b subscribes to other channels.
+# DETACH=1 returns as soon as all is ready; CHANNELS=a,b subscribes to other channels; STACK=local or
+# STACK=docker says where it runs (by default in Docker where an engine answers).
+export STACK
 RUN_FLAGS = $(if $(filter-out 0,$(DETACH)),--detach) $(if $(CHANNELS),--channels '$(CHANNELS)')
 DEMO_FLAGS = $(if $(RECORDING),--recording '$(RECORDING)') $(if $(LOOP),--loop '$(LOOP)')
 
@@ -59,7 +61,11 @@ status: $(VENV)/.runtime ## How the running stack is; exits 0 only when all is h
 
 .PHONY: logs
 logs: $(VENV)/.runtime ## The components' logs (s=raw-producer for one of them)
-	@$(KSTREAM) stack logs $(s)
+	@$(KSTREAM) logs $(s)
+
+.PHONY: ps
+ps: $(VENV)/.runtime ## The parts of the running stack, one a line
+	@$(KSTREAM) ps
 
 .PHONY: stop
 stop: $(VENV)/.runtime ## Stop the running stack; its data stays
@@ -68,6 +74,10 @@ stop: $(VENV)/.runtime ## Stop the running stack; its data stays
 .PHONY: reset
 reset: $(VENV)/.runtime ## Remove the stacks' data (asks first; YES=1 does not)
 	@$(KSTREAM) reset $(if $(filter-out 0,$(YES)),--yes)
+
+.PHONY: example-clickhouse
+example-clickhouse: $(VENV)/.runtime ## Any messages into ClickHouse, and two checks of what is there
+	@$(BIN)/python examples/clickhouse_demo.py
 
 .PHONY: doctor
 doctor: ## Check that this machine has what the stack needs
@@ -82,7 +92,10 @@ uninstall: ## Stop, then remove data, downloads and .venv (asks first; YES=1 doe
 # --- development ---------------------------------------------------------------------------
 
 .PHONY: lint
-lint: $(VENV)/.dev ## ruff, mypy (strict) and the layer contract
+lint: $(VENV)/.dev ## ruff, mypy (strict), the layer contract, shellcheck and hadolint
+	$(BIN)/shellcheck .ci/run .ci/*.sh $(PKG)/lock.sh $(PKG)/tests/compose/*.sh \
+		$(PKG)/tests/compose/standins/scripts/*
+	$(BIN)/hadolint $(PKG)/Dockerfile services/connect/Dockerfile $(PKG)/tests/compose/standins/Dockerfile
 	cd $(PKG) && ../../$(BIN)/ruff check . && ../../$(BIN)/ruff format --check .
 	cd $(PKG) && ../../$(BIN)/ruff check --config pyproject.toml ../../examples
 	cd $(PKG) && ../../$(BIN)/ruff format --config pyproject.toml --check ../../examples
@@ -104,6 +117,10 @@ test: $(VENV)/.dev ## All tests, against the real local stack
 .PHONY: test-faults
 test-faults: $(VENV)/.dev ## Kill, stop, starve and lie to the services under load
 	cd $(PKG) && ../../$(BIN)/pytest -m faults $(ARGS)
+
+.PHONY: test-compose
+test-compose: $(VENV)/.dev ## The stack in containers: built, run, broken, mended (15 min, Docker)
+	@sh $(PKG)/tests/compose/run.sh $(CURDIR)/$(VENV) $(ARGS)
 
 .PHONY: test-soak
 test-soak: $(VENV)/.dev ## No broker for ten minutes, ten million trades, 30 brokers killed (40 min)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import bench_agg_producer
 import bench_agg_recovery
 import bench_agg_sweep
+import bench_batch_sink
 import bench_client
 import bench_demo_start
 import bench_pipeline
@@ -42,6 +43,7 @@ _ON_STACK: Final[dict[str, OnStack]] = {
     "agg_producer": bench_agg_producer.measure,
     "agg_recovery": bench_agg_recovery.measure,
     "sink": bench_sink.measure,
+    "batch_sink": bench_batch_sink.measure,
     "push_proxy": bench_push_proxy.measure,
     "pipeline": bench_pipeline.measure,
     "client": bench_client.measure,
@@ -49,7 +51,9 @@ _ON_STACK: Final[dict[str, OnStack]] = {
 _BY_NAME_ONLY: Final[dict[str, OnStack]] = {"agg_sweep": bench_agg_sweep.measure}
 _DEMO: Final = "demo_start"
 # What else would run takes its share of the machine.
-_KAFKA_ALONE: Final = frozenset({"agg_producer", "agg_recovery", "agg_sweep", "pipeline", "client"})
+_KAFKA_ALONE: Final = frozenset(
+    {"agg_producer", "agg_recovery", "agg_sweep", "batch_sink", "client", "pipeline"}
+)
 _FEW: Final = ("kafka", "schema-registry")
 
 

@@ -41,6 +41,7 @@ INLINE = {
     "make help": "tests/unit/test_bootstrap.py",
     "make doctor": "test_make_doctor_finds_this_machine_fit",
     "make reset": "test_make_uninstall_removes_data_downloads_and_environment",
+    "make test-compose": "tests/compose, where there is an engine",
     "make logs s=COMPONENT": "test_every_command_exits_0_in_the_readmes_order",
     "make logs s=agg-producer": "the same",
     "make logs s=connectors-watch": "the same",
@@ -50,6 +51,8 @@ INLINE = {
     "make bench": "tests/unit/test_benchmarks.py",
     "make test-faults": "the long suites, run by hand",
     "make test-soak": "the long suites, run by hand",
+    "kstream-agg batch-sink": "tests/stack/test_batch_sink.py",
+    "kstream-agg batch-sink check": "the same",
     "kstream-agg cluster": "tests/faults/test_three_brokers.py",
     "kstream-agg topics": "tests/stack/test_kafka_cli.py",
     "kstream-agg producer": "the same",
@@ -76,6 +79,8 @@ def environment() -> Iterator[dict[str, str]]:
             **{f"KSTREAM__PORTS__{name.upper()}": str(port) for name, port in ports.items()},
             "KSTREAM__DATA_DIR": str(folder / "data"),
             "KSTREAM_STACK_DIR": str(folder / "data"),
+            # The containers have a test of their own: make test-compose.
+            "STACK": "local",
         }
         left = processes_of(folder)
         for process in left:
@@ -125,6 +130,8 @@ def test_every_command_exits_0_in_the_readmes_order(environment: dict[str, str])
     one = said[".venv/bin/kstream-agg consume trades-option-btc --count 1"]
     assert '"instrument_name"' in one
     assert '"simulated": "true"' in one
+    assert "delta 0" in said["make example-clickhouse"]
+    assert "no offset is missing, none is there twice" in said["make example-clickhouse"]
 
 
 def test_make_status_without_a_stack_names_the_remedy(environment: dict[str, str]) -> None:

@@ -78,7 +78,7 @@ def test_every_value_arrives_exactly(bench: SinkBench) -> None:
     bench.write_trades(topic, [full, ancient])
     bench.wait_written(bench.sinks[0])
     names = ", ".join(full)
-    ordered = bench.query(f"SELECT {names} FROM {{}} ORDER BY trade_seq DESC", topic)  # noqa: S608 - names of our schema
+    ordered = bench.query(f"SELECT {names} FROM {{}} ORDER BY trade_seq DESC", topic)
     times = {"timestamp", "received_at"}
     for record, row in zip((full, ancient), ordered, strict=True):
         expected = {k: at(v) if k in times and v is not None else v for k, v in record.items()}

@@ -6,10 +6,10 @@ import threading
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
-from kstream_agg.core.errors import CommitUncertainError, FencedError
+from kstream_agg.core.errors import CommitUncertainError
 from kstream_agg.core.metrics import Metrics
 from kstream_agg.core.settings import KafkaSettings
 from kstream_agg.kafka.group_transactions import GroupTransactionWriter
@@ -25,7 +25,7 @@ class HangingProducer:
     def produce(self, *_arguments: object, **_named: object) -> None:
         self.calls.append("produce")
 
-    def flush(self, _timeout: float) -> int:
+    def __len__(self) -> int:
         return 0
 
     def begin_transaction(self) -> None:
@@ -43,31 +43,6 @@ class HangingProducer:
 class Member:
     def consumer_group_metadata(self) -> object:
         return object()
-
-
-def test_a_fenced_producer_says_so_when_it_is_served() -> None:
-    made: list[dict[str, Any]] = []
-
-    def make(config: dict[str, Any]) -> Any:  # noqa: ANN401 - a double
-        made.append(config)
-        return IdleProducer()
-
-    metrics = Metrics(CollectorRegistry())
-    writer = GroupTransactionWriter(KafkaSettings(), metrics, "test", "id", make_producer=make)
-    writer.poll()
-    made[0]["error_cb"](KafkaError(KafkaError._TRANSPORT))
-    writer.poll()
-    made[0]["error_cb"](KafkaError(KafkaError._FENCED))
-    with pytest.raises(FencedError):
-        writer.poll()
-
-
-class IdleProducer:
-    def produce(self, *_arguments: object) -> None:
-        raise AssertionError("nothing is produced")
-
-    def poll(self, _timeout: float) -> int:
-        return 0
 
 
 def test_offsets_that_are_never_answered_do_not_hold_up_the_loop() -> None:

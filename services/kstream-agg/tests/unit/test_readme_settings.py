@@ -22,6 +22,7 @@ from kstream_agg.core.settings import (
 from kstream_agg.deribit.settings import RawProducerSettings
 from kstream_agg.deribit.simulator_service import SimulatorSettings
 from kstream_agg.pipeline.settings import PipelineSettings
+from kstream_agg.sinks.batch_sink import BatchSinkSettings
 from kstream_agg.sinks.settings import ToolSettings, WatchSettings
 from kstream_agg.stack.settings import StackSettings
 
@@ -36,6 +37,7 @@ CLASSES: tuple[type[ServiceSettings], ...] = (
     RawProducerSettings,
     AggProducerSettings,
     PipelineSettings,
+    BatchSinkSettings,
     SimulatorSettings,
     StackSettings,
     ToolSettings,
@@ -55,6 +57,9 @@ SAMPLES = {
     "KSTREAM__HISTORY__PAGE_TRADES": "500",
     "KSTREAM__WINDOW__PERIODS": "60,300",
     "KSTREAM__WINDOW__ADVANCE": "60",
+    "KSTREAM__SINK__TOPICS": "one,two",
+    "KSTREAM__SINK__DATA_CODES": "36,43",
+    "KSTREAM__SINK__STOP_RATIO": "0.25",
 }
 
 

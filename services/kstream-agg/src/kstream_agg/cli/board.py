@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kstream_agg.stack.figures import Figures
     from kstream_agg.stack.state import StackStatus
 
-__all__ = ["render"]
+__all__ = ["figures_table", "render"]
 
 
 def render(status: StackStatus, figures: Figures | None, now_s: float, hint: str = "") -> Group:
@@ -28,13 +28,14 @@ def render(status: StackStatus, figures: Figures | None, now_s: float, hint: str
     """
     parts: list[Table | Text] = [status_table(status, now_s)]
     if figures is not None:
-        parts.append(_figures(figures))
+        parts.append(figures_table(figures))
     if hint:
         parts.append(Text(hint, style="dim"))
     return Group(*parts)
 
 
-def _figures(figures: Figures) -> Table:
+def figures_table(figures: Figures) -> Table:
+    """What the pipeline has done, a line each."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column()

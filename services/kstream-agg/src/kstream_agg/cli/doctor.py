@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 from rich.console import Console
 from rich.table import Table
 
 from kstream_agg.stack.control import read_status
-from kstream_agg.stack.doctor import examine
+from kstream_agg.stack.doctor import examine, examine_docker
 from kstream_agg.stack.settings import default_data_dir, load_stack_settings
 
 __all__ = ["doctor"]
@@ -19,7 +21,7 @@ def doctor() -> None:
     settings = load_stack_settings()
     folders = [settings.data_dir or default_data_dir("live"), default_data_dir("demo")]
     running = any(read_status(folder).is_running for folder in folders)
-    checks = examine(settings, folders[0], running=running)
+    checks = [*examine(settings, folders[0], running=running), *examine_docker(os.environ)]
     table = Table("", "check", "found", "remedy")
     for check in checks:
         mark = "[green]ok[/]" if check.is_good else "[red]no[/]"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 import traceback
 from typing import Final
@@ -21,6 +23,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "cluster": ("cluster", "A Kafka cluster of several brokers: start, look, kill, heal."),
     "backfill": ("backfill", "Fetch a period of a channel from the exchange's history."),
     "gaps": ("gaps", "List the trades that a raw topic lacks."),
+    "batch-sink": ("batch_sink", "Run the sink to ClickHouse, or check what it has written."),
     "agg-producer": ("services", "Run the aggregator: averages over windows of a raw topic."),
     "connectors": ("connectors", "Apply, look at and watch the sinks to Postgres."),
     "consume": ("consume", "Print a topic's records as JSON lines."),
@@ -36,12 +39,15 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "average-temp": ("temperatures", "Print their mean as it goes: the tutorial's consumer."),
     "consumer": ("consumer", "Read topics, alone or in a group, at a prompt or by a command."),
     "producer": ("producer", "Make topics and send records, at a prompt or by a command."),
-    "demo": ("run", "Play a recorded session through the whole local stack."),
+    "demo": ("run", "Play a recorded session through the whole stack."),
+    "logs": ("logs", "Show the end of a service's log."),
+    "ps": ("logs", "List the parts of the running stack, and how they are."),
     "push": ("push", "Push lines from standard input through the push proxy."),
     "push-proxy": ("push_proxy", "Run the push proxy: HTTP in, Kafka out."),
     "reset": ("run", "Remove the data of the live and the demo stack."),
-    "run": ("run", "Stream live trades through the whole local stack."),
+    "run": ("run", "Stream live trades through the whole stack."),
     "status": ("run", "Show components and figures; exits 0 only when all is healthy."),
+    "setup": ("setup", "One-off steps of a containerised stack."),
     "stop": ("run", "Stop the running stack; its data stays."),
     "sql": ("sql", "Query the stack's Postgres, or open psql on it."),
     "topics": ("topics", "List, create, delete, describe and alter topics."),
@@ -84,6 +90,9 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 def main() -> None:
     """Entry point: runs the command and turns our errors into one sentence and an exit code."""
     debug = "--debug" in sys.argv[1:]
+    if os.getpid() == 1:
+        # The kernel keeps signals without a handler from the first process of a container.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         cli.main(prog_name="kstream-agg", standalone_mode=True)
     except KStreamError as error:

@@ -13,6 +13,7 @@ import click
 from rich.live import Live
 
 from kstream_agg.aggregate.settings import AggProducerSettings
+from kstream_agg.cli import docker_stack
 from kstream_agg.cli.board import render
 from kstream_agg.cli.tools import output
 from kstream_agg.core.errors import StackError, UnavailableError
@@ -23,6 +24,7 @@ from kstream_agg.deribit.simulator_service import SimulatorSettings
 from kstream_agg.sinks.connectors import load_sinks
 from kstream_agg.sinks.settings import ToolSettings, load_aggregator_view
 from kstream_agg.stack import control
+from kstream_agg.stack.docker import choose_stack, find_project, has_volumes
 from kstream_agg.stack.endpoints import find_running
 from kstream_agg.stack.figures import FiguresReader
 from kstream_agg.stack.plan import make_plan
@@ -32,7 +34,7 @@ from kstream_agg.stack.table import DownloadBar
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from kstream_agg.stack.settings import Profile, StackSettings
+    from kstream_agg.stack.settings import Kind, Profile, StackSettings
     from kstream_agg.stack.state import StackStatus
 
 __all__ = ["demo", "reset", "run", "status", "stop"]
@@ -57,8 +59,13 @@ _channels = click.option("--channels", help="Channels to subscribe to, joined wi
 @_detach
 @_channels
 def run(*, detach: bool, channels: str | None) -> None:
-    """Stream live trades from the exchange through the local stack."""
-    click.echo("local stack: Kafka, registry, Connect, Postgres and Zipkin as local processes")
+    """Stream live trades: in Docker where an engine answers, else in local processes.
+
+    STACK=local or STACK=docker forces one of them.
+    """
+    if _in_docker():
+        _start_in_docker("live", detach=detach, channels=channels)
+        return
     _start("live", detach=detach, channels=channels, options={})
 
 
@@ -76,8 +83,16 @@ def run(*, detach: bool, channels: str | None) -> None:
     help="Trades per second after the recording's end; 0 plays it once.",
 )
 def demo(*, detach: bool, channels: str | None, recording: Path | None, loop: float | None) -> None:
-    """Play a recorded session through a simulated exchange into the local stack."""
-    click.echo("demo: every trade is simulated from a recording; its data stays in .data/demo")
+    """Play a recorded session: in Docker where an engine answers, else in local processes.
+
+    STACK=local or STACK=docker forces one of them.
+    """
+    click.echo("demo: every trade is simulated from a recording, and kept apart from live ones")
+    if _in_docker("a recording of one's own is played there" if recording else None):
+        if loop is not None:
+            os.environ[f"{ENV_PREFIX}SIMULATOR__LOOP"] = f"{loop:g}"
+        _start_in_docker("demo", detach=detach, channels=channels)
+        return
     options = {}
     if recording is not None:
         options["recording"] = str(recording.absolute())
@@ -92,7 +107,11 @@ def status() -> None:
     settings = load_stack_settings()
     folder = _running(settings)
     if folder is None:
-        raise StackError("no stack runs", remedy="start one: make run or make demo")
+        project = find_project()
+        if project is None:
+            raise StackError("no stack runs", remedy="start one: make run or make demo")
+        docker_stack.show(project)
+        return
     found = control.read_status(folder)
     with _figures_reader(folder, found) as reader:
         output().print(render(found, reader.read(), time.time()))
@@ -105,10 +124,15 @@ def stop() -> None:
     """Stop the running stack; its data stays."""
     folders = _folders(load_stack_settings())
     running = [folder for folder in folders if control.read_status(folder).is_running]
-    if not running:
-        click.echo("no stack runs")
     for folder in running:
         _stop(folder, output())
+    if running:
+        return
+    project = find_project()
+    if project is None:
+        click.echo("no stack runs")
+        return
+    docker_stack.stop(project)
 
 
 @click.command()
@@ -117,15 +141,40 @@ def reset(*, yes: bool) -> None:
     """Remove the data of the live, the demo and the cluster stack: topics, schemas, rows."""
     settings = load_stack_settings()
     folders = [folder for folder in _folders(settings) if folder.exists()]
-    if not folders:
+    volumes = settings.data_dir is None and has_volumes()
+    if not folders and not volumes:
         click.echo("there is no data to remove")
         return
     if not yes:
-        names = " and ".join(str(folder) for folder in folders)
+        names = " and ".join([*map(str, folders), *(["Docker's volumes"] if volumes else [])])
         click.confirm(f"Remove {names} with all topics, schemas and rows?", abort=True)
+    if volumes:
+        docker_stack.remove_projects()
     for folder in folders:
         control.reset(folder)
         click.echo(f"{folder} is removed")
+
+
+def _in_docker(only_local: str | None = None) -> bool:
+    """Where the stack is to run; says it, and why."""
+    settings = load_stack_settings()
+    if only_local is None and settings.data_dir is not None:
+        only_local = "a data folder is named"
+    if only_local is None and _running(settings) is not None:
+        only_local = "a stack of local processes runs"
+    choice = choose_stack(os.environ, only_local=only_local)
+    if choice.where == "docker":
+        click.echo(f"Docker Compose ({choice.why}); STACK=local takes local processes")
+    else:
+        click.echo(f"local processes ({choice.why})")
+    return choice.where == "docker"
+
+
+def _start_in_docker(kind: Kind, *, detach: bool, channels: str | None) -> None:
+    if channels:
+        os.environ[f"{ENV_PREFIX}CHANNELS"] = channels
+    _check_settings(kind)
+    docker_stack.start(kind, detach=detach)
 
 
 def _start(

@@ -11,17 +11,19 @@ import msgspec
 import pydantic
 from rich.console import Console
 
-from kstream_agg.core.errors import SettingsError
+from kstream_agg.core.errors import SettingsError, StackError
 from kstream_agg.core.logs import configure_logging
 from kstream_agg.core.settings import LogSettings
 from kstream_agg.stack import control
 from kstream_agg.stack.artifacts import ArtifactCache
+from kstream_agg.stack.download import Fetcher
 from kstream_agg.stack.layout import Layout
 from kstream_agg.stack.logfiles import follow, tail
 from kstream_agg.stack.plan import make_plan
 from kstream_agg.stack.run import run_supervisor
 from kstream_agg.stack.settings import default_data_dir, load_stack_settings
 from kstream_agg.stack.table import DownloadBar, status_table
+from kstream_agg.stack.unpack import export_group
 
 if TYPE_CHECKING:
     from kstream_agg.stack.settings import Profile, StackSettings
@@ -146,6 +148,32 @@ def clean_cache() -> None:
     cache = ArtifactCache()
     removed = cache.clear()
     click.echo(f"{cache.folder} is {'removed' if removed else 'not there'}")
+
+
+@stack.command()
+@click.argument("groups", nargs=-1, required=True)
+@click.option(
+    "--into",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Copy each group to a folder in here, unpacked.",
+)
+def fetch(groups: tuple[str, ...], into: Path) -> None:
+    """Fetch pinned Java files, checked against the lock, for an image or another machine.
+
+    GROUPS are names of the lock: kafka, registry, zipkin, jmx-exporter, …
+    """
+    cache = ArtifactCache()
+    unknown = sorted(set(groups) - set(cache.groups))
+    if unknown:
+        raise StackError(
+            f"the lock has no group '{unknown[0]}'", remedy=f"it has: {', '.join(cache.groups)}"
+        )
+    repository = load_stack_settings().artifacts.repository
+    with DownloadBar() as bar:
+        cache.ensure(groups, Fetcher(repository), bar)
+    for group in groups:
+        click.echo(export_group(cache, group, into))
 
 
 @stack.command(hidden=True)

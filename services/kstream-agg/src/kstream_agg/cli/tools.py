@@ -13,6 +13,7 @@ from kstream_agg.core.settings import ENV_PREFIX, load_settings
 from kstream_agg.kafka.brokers import BROKERS_VARIABLE
 from kstream_agg.kafka.cluster import KafkaCluster
 from kstream_agg.sinks.settings import AggregatorView, ToolSettings, load_aggregator_view
+from kstream_agg.stack.docker import find_project
 from kstream_agg.stack.endpoints import find_running
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ _ANSWER_S: Final = 2.0
 def open_tools(tool: str) -> tuple[ToolSettings, AggregatorView]:
     """Settings of the tools and what they need to know of the aggregator; sets up logging.
 
-    Where a local stack runs (`$KSTREAM_STACK_DIR`, else the checkout's live or demo folder), its
-    addresses and channels are the defaults. Environment variables go before them, and where the
-    environment names the brokers (`KAFKA_BROKERS` will do), it describes another stack: nothing is
-    taken from this one.
+    Where a stack runs (`$KSTREAM_STACK_DIR`, else the checkout's live or demo folder, else its
+    project in Docker Compose), its addresses and channels are the defaults. Environment variables
+    go before them, and where the environment names the brokers (`KAFKA_BROKERS` will do), it
+    describes another stack: nothing is taken from this one.
 
     Args:
         tool: The subcommand, written into log lines.
@@ -42,13 +43,20 @@ def open_tools(tool: str) -> tuple[ToolSettings, AggregatorView]:
     """
     if BROKERS_VARIABLE in os.environ:
         os.environ.setdefault(_BROKERS, os.environ[BROKERS_VARIABLE])
-    running = None if _BROKERS in os.environ else find_running()
-    if running is not None:
-        for name, value in running.environment.items():
+    if _BROKERS not in os.environ:
+        for name, value in _running_environment().items():
             os.environ.setdefault(name, value)
     settings = load_settings(ToolSettings, "tools")
     configure_logging(_quiet(settings.log), tool)
     return settings, load_aggregator_view()
+
+
+def _running_environment() -> dict[str, str]:
+    local = None if os.environ.get("STACK") == "docker" else find_running()
+    if local is not None:
+        return local.environment
+    project = find_project()
+    return {} if project is None else project.environment()
 
 
 def _quiet(log: LogSettings) -> LogSettings:

@@ -11,6 +11,7 @@
     ├── CommitUncertainError      a transaction failed or may have: its work is done again
     ├── FencedError               another worker has taken this one's place
     ├── InvalidRecordError        one record is bad; carries what the dead-letter topic needs
+    ├── RecordsRefusedError       some records of a batch are bad, the rest of it is done with
     ├── PipelineError             a pipeline is put together in a way that cannot run
     ├── ErrorLimitError           more records failed than a pipeline allows
     ├── PrerequisiteError         this machine lacks something; carries the remedy
@@ -23,6 +24,11 @@ prints a `KStreamError` as one sentence and its remedy, never as a traceback; at
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = [
     "ChannelRefusedError",
     "CommitUncertainError",
@@ -34,6 +40,7 @@ __all__ = [
     "KStreamError",
     "PipelineError",
     "PrerequisiteError",
+    "RecordsRefusedError",
     "SchemaIncompatibleError",
     "SettingsError",
     "StackError",
@@ -106,6 +113,19 @@ class InvalidRecordError(KStreamError):
     def __init__(self, message: str, *, stage: str) -> None:
         super().__init__(message)
         self.stage = stage
+
+
+class RecordsRefusedError(KStreamError):
+    """A step has done its work for a batch but for some records.
+
+    Args:
+        message: How many, and why the first.
+        failed: Place among the batch's records to what is wrong with it.
+    """
+
+    def __init__(self, message: str, *, failed: Mapping[int, Exception]) -> None:
+        super().__init__(message)
+        self.failed = failed
 
 
 class PipelineError(KStreamError):

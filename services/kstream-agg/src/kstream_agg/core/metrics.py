@@ -144,6 +144,22 @@ STEP_WAITING_RECORDS: Final = GaugeDef(
     "kstream_step_waiting_records", "Records that wait in front of a step", ("step",)
 )
 
+# --- batch-sink ----------------------------------------------------------------------------
+SINK_ROWS: Final = CounterDef(
+    "kstream_sink_rows", "Rows that ClickHouse has taken; one sent again counts again", ("table",)
+)
+SINK_INSERTS: Final = CounterDef(
+    "kstream_sink_inserts",
+    "Inserts: written, refused (data, size, missing), and those that found the server unavailable",
+    ("outcome",),
+)
+SINK_INSERT_SECONDS: Final = HistogramDef(
+    "kstream_sink_insert_seconds", "Time that ClickHouse takes for an insert"
+)
+SINK_WAITING: Final = GaugeDef(
+    "kstream_sink_waiting", "1 while a batch is kept because ClickHouse does not take it"
+)
+
 # --- connectors-watch ----------------------------------------------------------------------
 SINK_RUNNING: Final = GaugeDef(
     "kstream_sink_running", "1 while the connector and all its tasks run, else 0", ("connector",)

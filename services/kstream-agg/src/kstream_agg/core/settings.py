@@ -52,6 +52,7 @@ TOP_LEVEL_KEYS: Final = frozenset(
     [
         "artifacts",
         "channels",
+        "clickhouse",
         "commit",
         "connect",
         "consume",
@@ -72,6 +73,7 @@ TOP_LEVEL_KEYS: Final = frozenset(
         "registry",
         "restart",
         "simulator",
+        "sink",
         "source",
         "telemetry",
         "topic",

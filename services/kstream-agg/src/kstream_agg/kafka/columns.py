@@ -6,8 +6,9 @@ one `polars.read_avro` call. The wire header of each value stays where it is: th
 polars begins with a skipped `fixed` field of its size.
 
 Joined bodies can bleed into each other when one is malformed. So every row's key field is
-compared with its message's key, and the first value stands once more at the end of the block: it
-decodes to itself only when everything before it ended where it should. When either differs, or
+compared with its message's key, or, where no field equals the key, every row's wire header is read
+and must be the one it begins with; and the first value stands once more at the end of the block:
+it decodes to itself only when everything before it ended where it should. When either differs, or
 polars fails, the batch is halved, down to a few records that fastavro reads one by one. The
 result is what fastavro gives record by record, with one leniency: a nullable field's branch index
 that does not exist is taken for the value's branch when all that follows it fits, and times
@@ -33,11 +34,11 @@ from kstream_agg.kafka.rows import RowReader
 from kstream_agg.kafka.wire import HEADER_SIZE, schema_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["ColumnBatch", "ColumnDecoder", "Rejected"]
+__all__ = ["ColumnBatch", "ColumnDecoder", "Rejected", "by_schema"]
 
 _log = get_logger(__name__)
 
@@ -45,8 +46,9 @@ _head: Callable[[bytes | None], bytes] = itemgetter(slice(0, HEADER_SIZE))  # ty
 _SYNC: Final = b"kstream-agg sync"
 # Below this, one more columnar call costs more than reading the records one by one.
 _ROW_BY_ROW: Final = 8
+_HEADER_COLUMN: Final = "wire_header"
 _WIRE_FIELD: Final = {
-    "name": "wire_header",
+    "name": _HEADER_COLUMN,
     "type": {"type": "fixed", "name": "kstream_wire_header", "size": HEADER_SIZE},
 }
 _PLAIN_TYPES: Final = ("boolean", "int", "long", "float", "double", "bytes", "string")
@@ -125,20 +127,23 @@ class ColumnDecoder:
 
     Args:
         schema_by_id: Gives the writer's schema of an id, None when there is none.
-        columns: The wanted columns with their types: `pl.String`, `pl.Int64` or `pl.Float64`
-            (times are `Int64`).
-        key_column: The column that equals the message's key.
+        columns: The wanted columns with their types: `pl.String`, `pl.Int64`, `pl.Float64`,
+            `pl.Boolean` or `pl.Binary` (times are `Int64`).
+        key_column: The column that equals the message's key; None: keys say nothing of the values.
+        nullable: Columns that may hold nulls; a record with a null in another is rejected.
     """
 
     def __init__(
         self,
         schema_by_id: Callable[[int], dict[str, Any] | None],
         columns: Mapping[str, type[pl.DataType]],
-        key_column: str,
+        key_column: str | None,
+        nullable: Collection[str] = (),
     ) -> None:
         self._schema_by_id = schema_by_id
         self._types = dict(columns)
         self._key = key_column
+        self._required = [name for name in columns if name not in nullable]
         self._rows = RowReader(schema_by_id, columns, key_column)
         self._writers: dict[int, _Writer] = {}
 
@@ -153,7 +158,7 @@ class ColumnDecoder:
             UnavailableError: A schema id is not known yet and the registry does not answer.
         """
         result = _Result()
-        for schema_id, indexes in _by_schema(values, result.rejected).items():
+        for schema_id, indexes in by_schema(values, result.rejected).items():
             writer = self._writer(schema_id)
             if writer is None:
                 error = InvalidRecordError(
@@ -176,7 +181,9 @@ class ColumnDecoder:
             schema = self._schema_by_id(schema_id)
             if schema is None:
                 return None
-            writer = self._writers[schema_id] = _describe(schema, self._types)
+            writer = self._writers[schema_id] = _describe(
+                schema, self._types, with_header=self._key is None
+            )
             if not writer.columnar:
                 _log.warning("this schema is read record by record", schema_id=schema_id)
         return writer
@@ -217,7 +224,7 @@ class ColumnDecoder:
                 (writer.container, long_bytes(count), long_bytes(len(block)), block, _SYNC)
             )
             frame = pl.read_avro(io.BytesIO(container), columns=writer.columns)
-            if frame.height != count or not self._keys_match(frame[self._key], keys):
+            if frame.height != count or not self._is_aligned(frame, keys, first):
                 return None
             # Invalid UTF-8 has shown itself: the texts that only stand guard can go.
             # Series by series: a query's start would cost more than the casts.
@@ -227,9 +234,14 @@ class ColumnDecoder:
         except _POLARS_ERRORS:
             return None
 
-    def _keys_match(self, column: pl.Series, keys: Sequence[bytes | None]) -> bool:
-        expected = pl.Series([*keys, keys[0]], dtype=pl.Binary)
-        return bool((column.cast(pl.Binary) == expected).all(ignore_nulls=False))
+    def _is_aligned(self, frame: pl.DataFrame, keys: Sequence[bytes | None], first: bytes) -> bool:
+        """Whether each row is the value of its own message."""
+        if self._key is None:
+            column, expected = frame[_HEADER_COLUMN], pl.Series([first[:HEADER_SIZE]])
+        else:
+            column = frame[self._key].cast(pl.Binary)
+            expected = pl.Series([*keys, keys[0]], dtype=pl.Binary)
+        return bool((column == expected).all(ignore_nulls=False))
 
     def _join(
         self, pieces: list[tuple[pl.DataFrame, NDArray[np.int64]]]
@@ -246,7 +258,7 @@ class ColumnDecoder:
     def _refuse_nulls(
         self, frame: pl.DataFrame, rows: NDArray[np.int64], rejected: list[Rejected]
     ) -> tuple[pl.DataFrame, NDArray[np.int64]]:
-        for name in self._types:
+        for name in self._required:
             if frame[name].null_count():
                 nulls = frame[name].is_null().to_numpy()
                 error = InvalidRecordError(f"the field '{name}' is null", stage="validate")
@@ -255,10 +267,16 @@ class ColumnDecoder:
         return frame, rows
 
 
-def _by_schema(
-    values: Sequence[bytes | None], rejected: list[Rejected]
-) -> dict[int, Sequence[int]]:
-    """Which of the values name which schema id; those that name none are rejected."""
+def by_schema(values: Sequence[bytes | None], rejected: list[Rejected]) -> dict[int, Sequence[int]]:
+    """Sort values by the schema they name.
+
+    Args:
+        values: In the wire format.
+        rejected: Gets those that name none.
+
+    Returns:
+        Schema id to places in `values`.
+    """
     try:
         heads = set(map(_head, values))
     except TypeError:  # a value is None
@@ -274,12 +292,16 @@ def _by_schema(
     return dict(groups)
 
 
-def _describe(schema: dict[str, Any], types: Mapping[str, type[pl.DataType]]) -> _Writer:
+def _describe(
+    schema: dict[str, Any], types: Mapping[str, type[pl.DataType]], *, with_header: bool
+) -> _Writer:
     """How blocks written with `schema` are read."""
     fields = schema.get("fields", []) if schema.get("type") == "record" else []
     names = {item["name"] for item in fields}
     texts = [item["name"] for item in fields if item["type"] in ("string", ["null", "string"])]
     columns = list(dict.fromkeys((*types, *texts)))
+    if with_header:
+        columns.append(_HEADER_COLUMN)
     whole = json.dumps(schema | {"fields": [_WIRE_FIELD, *fields]}).encode()
     entries = (b"avro.schema", whole), (b"avro.codec", b"null")
     container = b"".join(

@@ -35,6 +35,7 @@ __all__ = ["GroupTransactionWriter", "fence"]
 _TIMEOUT_MS: Final = 60_000
 _STEP_S: Final = 1.0
 _LOOK_S: Final = 0.25
+_DELIVERY_LOOK_S: Final = 0.005  # most of a commit's records are delivered before it is begun
 # librdkafka's call does not keep its own timeout: a group coordinator that it remembers and that
 # has gone keeps it waiting for good (librdkafka issues 5456 and 5511). Brokers that throttle a
 # member let it wait for some seconds too.
@@ -86,36 +87,15 @@ class GroupTransactionWriter(TransactionWriter):
         make_producer: Callable[[dict[str, Any]], Producer] = Producer,
         hung_s: float = _HUNG_S,
     ) -> None:
-        self._fatal: KafkaError | None = None
         super().__init__(
             _with_timeout(settings),
             metrics,
             client_id,
             transactional_id,
-            # Without it the client raises a fatal error among the delivery reports it serves, and
-            # breaks on the next of them.
-            make_producer=lambda config: make_producer(config | {"error_cb": self._on_error}),
+            make_producer=make_producer,
         )
         self._hung_s = hung_s
         self._hung = False
-
-    def poll(self) -> None:
-        """Serve librdkafka's callbacks without waiting.
-
-        Raises:
-            CommitUncertainError: The producer is of no more use.
-            FencedError: Another member has taken this one's place.
-        """
-        super().poll()
-        self._check()
-
-    def _on_error(self, error: KafkaError) -> None:
-        if error.fatal() or error.code() in _FENCED:
-            self._fatal = self._fatal or error
-
-    def _check(self) -> None:
-        if self._fatal is not None:
-            raise self._failed(KafkaException(self._fatal), "the transaction")
 
     def send_offsets(
         self,
@@ -138,10 +118,11 @@ class GroupTransactionWriter(TransactionWriter):
             self._begin()
             self.pending = 1
         # What waits in front of the offsets is not what keeps them from being answered.
-        while left := self._producer.flush(_STEP_S):
-            self._check()
+        # Not by `flush`: a fatal error that it meets breaks the client's next delivery report.
+        while left := len(self._producer):
             if not keep_waiting():
                 raise CommitUncertainError(f"Kafka has not taken {left} records")
+            self._serve(_DELIVERY_LOOK_S)
         member = consumer.consumer_group_metadata()
         while True:
             sending = _Call(

@@ -21,6 +21,8 @@ _PYTHON_TYPES: Final[dict[type[pl.DataType], tuple[type, ...]]] = {
     pl.String: (str,),
     pl.Int64: (int,),
     pl.Float64: (float, int),
+    pl.Boolean: (bool,),
+    pl.Binary: (bytes,),
 }
 
 
@@ -30,14 +32,14 @@ class RowReader:
     Args:
         schema_by_id: Gives the writer's schema of an id, None when there is none.
         columns: The wanted fields with their types.
-        key_column: The field that equals the message's key.
+        key_column: The field that equals the message's key; None: no field has to.
     """
 
     def __init__(
         self,
         schema_by_id: Callable[[int], dict[str, Any] | None],
         columns: Mapping[str, type[pl.DataType]],
-        key_column: str,
+        key_column: str | None,
     ) -> None:
         self._decoder = RecordDecoder(schema_by_id)
         self._types = dict(columns)
@@ -52,7 +54,7 @@ class RowReader:
         """
         record = self._decoder.decode(value)
         row = {name: self._field(record, name, dtype) for name, dtype in self._types.items()}
-        named = row[self._key]
+        named = row[self._key] if self._key is not None else None
         if isinstance(named, str) and (key is None or named.encode() != key):
             shown = "null" if key is None else f"'{key.decode('utf-8', 'replace')}'"
             raise InvalidRecordError(

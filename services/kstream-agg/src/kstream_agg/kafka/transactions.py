@@ -16,6 +16,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from kstream_agg.core.errors import DeliveryError, UnavailableError
 from kstream_agg.core.metrics import RECORDS_DELIVERED, RECORDS_FAILED, RECORDS_IN_FLIGHT
 from kstream_agg.kafka.failures import delivery_failure, kafka_failure
+from kstream_agg.kafka.stranding import StrandingWatch, answers_newcomers
 
 if TYPE_CHECKING:
     import threading
@@ -77,10 +78,12 @@ class TransactionWriter:
         make_producer: Callable[[dict[str, Any]], Producer] = Producer,
     ) -> None:
         self._id = transactional_id
+        self._stranding = StrandingWatch(lambda: answers_newcomers(settings))
         own = {
             "client.id": client_id,
             "transactional.id": transactional_id,
             "on_delivery": self._on_failed_delivery,
+            **self._stranding.properties,
         }
         try:
             self._producer = make_producer(_DEFAULTS | settings.client_config() | own)
@@ -157,10 +160,7 @@ class TransactionWriter:
         Raises:
             DeliveryError: The producer is of no more use: fenced, for one.
         """
-        try:
-            self._producer.poll(0)
-        except KafkaException as error:
-            raise self._failed(error, "the transaction") from error
+        self._serve(0)
 
     def commit(self, keep_waiting: Callable[[], bool]) -> None:
         """Commit the open transaction, waiting for Kafka as long as it takes.
@@ -169,8 +169,8 @@ class TransactionWriter:
             keep_waiting: Asked every second; False ends the wait.
 
         Raises:
-            DeliveryError: It was aborted, another program holds the transactional id, or the
-                wait was ended.
+            DeliveryError: It was aborted, another program holds the transactional id, the
+                client has lost its brokers for good, or the wait was ended.
         """
         if not self.pending:
             return
@@ -185,6 +185,12 @@ class TransactionWriter:
                         f"Kafka has not committed {self.pending} records",
                         remedy="is Kafka running? they are fetched and written again after a "
                         "restart",
+                    ) from error
+                self._producer.poll(0)
+                if self._stranding.is_stranded():
+                    raise DeliveryError(
+                        "Kafka answers, but not this client, which finds no broker any more",
+                        remedy="start again: the open transaction is written by the next start",
                     ) from error
             else:
                 break
@@ -204,8 +210,16 @@ class TransactionWriter:
         self.pending = 0
 
     def _wait_for_room(self) -> None:
+        self._serve(0.1)
+
+    def _serve(self, seconds: float) -> None:
+        """Serve librdkafka's callbacks, waiting for the first of them.
+
+        Raises:
+            KStreamError: The producer is of no more use.
+        """
         try:
-            self._producer.poll(0.1)
+            self._producer.poll(seconds)
         except KafkaException as error:
             raise self._failed(error, "the transaction") from error
 

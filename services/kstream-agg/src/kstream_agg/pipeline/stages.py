@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kstream_agg.core.errors import UnavailableError
+from kstream_agg.core.errors import RecordsRefusedError, UnavailableError
 from kstream_agg.pipeline.chunks import Batched, Chunk, DeadLetter, Drain
 from kstream_agg.pipeline.failures import Failure
 from kstream_agg.pipeline.steps import BulkReducer, Shutdown
@@ -221,6 +221,11 @@ class ReduceStage:
                 output = self._reducer.flush()
             except UnavailableError:
                 raise
+            except RecordsRefusedError as refused:
+                self._reducer.reset()
+                for place, error in sorted(refused.failed.items()):
+                    batch.dead += dead_letters([messages[place]], error, self._name, self._handle)
+                messages = ()
             except Exception as error:  # noqa: BLE001 - whatever a step raises fails its batch
                 self._reducer.reset()
                 batch.dead += dead_letters(messages, error, self._name, self._handle)

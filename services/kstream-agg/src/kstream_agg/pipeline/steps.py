@@ -10,6 +10,8 @@ Reducers are called from one thread, a thread of their own. What they raise:
 - `UnavailableError`: something does not answer. The reducer has changed nothing; the same call
   is made again later, and reading pauses meanwhile.
 - Anything else from `add`: this item's records go to the error step; the batch goes on.
+- `RecordsRefusedError` from `flush`: the records it names go to the error step; the others are done
+  with, nothing comes out, and `reset` follows.
 - Anything else from `flush`: all records of the batch go to the error step, and `reset` follows.
 """
 

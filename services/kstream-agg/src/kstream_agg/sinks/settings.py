@@ -27,6 +27,7 @@ __all__ = [
     "WatchPolicy",
     "WatchSettings",
     "WindowView",
+    "comma_texts",
     "load_aggregator_view",
     "native_registry_url",
 ]
@@ -78,7 +79,7 @@ class WatchSettings(ToolSettings):
     watch: WatchPolicy = WatchPolicy()
 
 
-def _texts(value: object) -> object:
+def comma_texts(value: object) -> object:
     """A list, or of a text the parts between commas."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
@@ -91,7 +92,7 @@ class WindowView(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     period: Seconds = 300.0
-    periods: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_texts)] = ()
+    periods: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(comma_texts)] = ()
     advance: Seconds | None = None
     grace: Seconds = 0.0
     allowed_lateness: Seconds = 2.0

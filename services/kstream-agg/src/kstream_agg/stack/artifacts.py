@@ -118,9 +118,14 @@ class ArtifactCache:
         wanted = [artifact for group in groups for artifact in self._groups[group]]
         return [artifact for artifact in wanted if not self._is_whole(artifact)]
 
-    def absent_bytes(self) -> int:
-        """How much is still to be fetched, by presence and size alone (bytes)."""
-        wanted = [artifact for group in self._groups.values() for artifact in group]
+    def absent_bytes(self, groups: Iterable[str] | None = None) -> int:
+        """How much of these groups is still to be fetched, by presence and size alone (bytes).
+
+        Args:
+            groups: Names of groups; default all of them.
+        """
+        chosen = self._groups if groups is None else groups
+        wanted = [artifact for group in chosen for artifact in self._groups.get(group, ())]
         return sum(a.size for a in wanted if _size(self._place(a)) != a.size)
 
     def ensure(
@@ -163,7 +168,7 @@ class ArtifactCache:
         if not self.folder.is_dir():
             return False
         with self.locked(), disk_errors(self.folder):
-            for name in ("maven", "unpacked"):
+            for name in ("maven", "unpacked", "debian"):
                 if (self.folder / name).is_dir():
                     shutil.rmtree(self.folder / name)
             (self.folder / ".lock").unlink()

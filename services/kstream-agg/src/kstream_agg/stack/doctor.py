@@ -14,22 +14,28 @@ import psutil
 from kstream_agg.core.errors import PrerequisiteError
 from kstream_agg.stack.accounts import server_account
 from kstream_agg.stack.artifacts import ArtifactCache
+from kstream_agg.stack.docker import find_project, look_for_engine, published_ports
 from kstream_agg.stack.download import default_repository
 from kstream_agg.stack.ports import is_taken, port_holder
+from kstream_agg.stack.profiles import COMPONENT_NAMES, artifact_groups
 from kstream_agg.stack.programs import find_java, find_postgres
 from kstream_agg.stack.unpack import is_unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from kstream_agg.stack.settings import PortSettings, StackSettings
 
-__all__ = ["Check", "examine", "refuse_lack"]
+__all__ = ["Check", "examine", "examine_docker", "refuse_lack"]
 
 _PYTHON: Final = (3, 11)
+# What the local stack is made of; images need more (the JMX exporter).
+_GROUPS: Final = artifact_groups(COMPONENT_NAMES)
 # Measured: the whole stack takes up to 2.5 GB.
 _MEMORY_MB: Final = 2600
+# Measured: the demo takes 1.4 GB without the consoles and Grafana, which may take as much again.
+_DOCKER_MB: Final = 4000
 # Downloads and their unpacked forms; and room for topics and rows.
 _UNPACKED_MB: Final = 300
 _DATA_MB: Final = 1000
@@ -69,6 +75,25 @@ def examine(settings: StackSettings, data_dir: Path, *, running: bool) -> list[C
     if running:
         return [*checks, Check("ports and memory", "taken by the stack that runs")]
     return [*checks, _memory(), *_ports(settings.ports)]
+
+
+def examine_docker(environ: Mapping[str, str]) -> list[Check]:
+    """Look at Docker, which is not needed: only when it is there, or asked for, can it be wrong."""
+    engine = look_for_engine()
+    if engine.problem is not None:
+        if environ.get("STACK") == "docker":
+            return [Check("Docker", engine.problem, "start it, or leave STACK out")]
+        return [Check("Docker", f"{engine.problem}: the stack runs in local processes")]
+    checks = [Check("Docker", f"engine {engine.version}, with Compose")]
+    remedy = None if engine.memory_mb >= _DOCKER_MB else f"give it {_DOCKER_MB} MB in its settings"
+    checks.append(Check("memory of Docker", f"{engine.memory_mb} MB", remedy))
+    if find_project(environ) is not None:
+        return [*checks, Check("ports of Docker", "taken by the stack that runs")]
+    taken = {name: port for name, port in published_ports(environ).items() if is_taken(port)}
+    for name, port in taken.items():
+        holder = port_holder(port) or "a program of another user"
+        checks.append(Check(f"port {port}", f"taken by {holder}", f"end it, or set {name} in .env"))
+    return checks if taken else [*checks, Check("ports of Docker", "all are free")]
 
 
 def refuse_lack(cache: ArtifactCache, data_dir: Path) -> None:
@@ -116,14 +141,14 @@ def _programs(data_dir: Path) -> Iterator[Check]:
 
 
 def _cache(cache: ArtifactCache) -> Check:
-    missing = cache.absent_bytes()
+    missing = cache.absent_bytes(_GROUPS)
     if missing:
         return Check("Java files", f"{_mb(missing)} MB will be fetched into {cache.folder}")
     return Check("Java files", f"complete in {cache.folder}")
 
 
 def _disks(cache: ArtifactCache, data_dir: Path) -> Iterator[Check]:
-    missing = cache.absent_bytes()
+    missing = cache.absent_bytes(_GROUPS)
     if missing or not is_unpacked(cache):
         yield _disk("disk of the cache", cache.folder, _mb(missing) + _UNPACKED_MB)
     else:  # it may as well be read-only

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kstream_agg.stack.artifacts import ArtifactCache
 
 __all__ = [
+    "export_group",
     "is_unpacked",
     "plugin_folders",
     "registry_folder",
@@ -62,7 +63,36 @@ def unpack_all(cache: ArtifactCache, groups: Collection[str]) -> None:
     if "registry" in groups:
         unpack_registry(cache)
     if "jdbc-connector" in groups:
-        unpack_connector_plugins(cache)
+        _unpack_connector(cache)
+    if "avro-converter" in groups:
+        _unpack_converter(cache)
+
+
+def export_group(cache: ArtifactCache, group: str, folder: Path) -> Path:
+    """Copy a group as it is used, unpacked where that is its form, out of the cache.
+
+    Args:
+        cache: Holds the group's files already.
+        group: Which group.
+        folder: Where a folder named after the group is made; what stood there is replaced.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        StackError: The disk is full, or a folder cannot be written.
+    """
+    place = folder / group
+    unpack_all(cache, (group,))
+    with disk_errors(folder):
+        shutil.rmtree(place, ignore_errors=True)
+        if group in _UNPACKED_GROUPS:
+            shutil.copytree(cache.unpacked(group), place, ignore=shutil.ignore_patterns(_MARKER))
+        else:
+            place.mkdir(parents=True)
+            for file in cache.files(group):
+                shutil.copy(file, place / file.name)
+    return place
 
 
 def unpack_registry(cache: ArtifactCache) -> Path:
@@ -76,24 +106,28 @@ def unpack_registry(cache: ArtifactCache) -> Path:
 
 def unpack_connector_plugins(cache: ArtifactCache) -> tuple[Path, Path]:
     """The two entries of Connect's `plugin.path`: the JDBC sink's and the Avro converter's."""
+    return _unpack_connector(cache), _unpack_converter(cache)
 
-    def fill_connector(folder: Path) -> None:
+
+def _unpack_connector(cache: ArtifactCache) -> Path:
+    def fill(folder: Path) -> None:
         _extract(cache.files("jdbc-connector")[0], folder)
         for jar in folder.glob("*/*.jar"):
             if jar.name.startswith(_UNUSED_DRIVERS):
                 jar.unlink()
 
-    def fill_converter(folder: Path) -> None:
+    return _unpack(cache, "jdbc-connector", fill)
+
+
+def _unpack_converter(cache: ArtifactCache) -> Path:
+    def fill(folder: Path) -> None:
         plugin = folder / "avro-converter"
         plugin.mkdir()
         for jar in cache.files("avro-converter"):
             shutil.copy(jar, plugin / jar.name)
         _write_manifest(plugin / "manifest.jar")
 
-    return (
-        _unpack(cache, "jdbc-connector", fill_connector),
-        _unpack(cache, "avro-converter", fill_converter),
-    )
+    return _unpack(cache, "avro-converter", fill)
 
 
 def _write_manifest(jar: Path) -> None:

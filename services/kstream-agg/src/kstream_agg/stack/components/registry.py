@@ -15,9 +15,11 @@ from kstream_agg.stack.probes import http_probe
 from kstream_agg.stack.unpack import registry_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kstream_agg.stack.context import StackContext
 
-__all__ = ["registry_component", "registry_url"]
+__all__ = ["create_journal", "demand_compatibility", "registry_component", "registry_url"]
 
 _API = "/apis/ccompat/v7"
 _JOURNAL = "kafkasql-journal"
@@ -59,20 +61,30 @@ def registry_component(context: StackContext) -> Component:
             "registry_management": ports.registry_management,
         },
         depends_on=("kafka",),
-        prepare=lambda: _create_journal(bootstrap),
-        initialise=lambda: _demand_compatibility(url),
+        prepare=lambda: create_journal({"bootstrap.servers": bootstrap}),
+        initialise=lambda: demand_compatibility(url),
         stop_group=2,
         address=url,
     )
 
 
-def _create_journal(bootstrap: str) -> None:
-    """One partition keeps the journal's order, and nothing of it may ever expire."""
-    client = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+def create_journal(
+    client_config: Mapping[str, str | int | float | bool], replication_factor: int = 1
+) -> None:
+    """Make the journal's topic: one partition keeps its order, and nothing of it may ever expire.
+
+    Args:
+        client_config: How to reach Kafka, as librdkafka's properties.
+        replication_factor: On how many brokers it stands.
+
+    Raises:
+        UnavailableError: Kafka does not make it.
+    """
+    client = AdminClient({**client_config, "log_level": 0})
     topic = NewTopic(
         _JOURNAL,
         num_partitions=1,
-        replication_factor=1,
+        replication_factor=replication_factor,
         config={"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
     )
     try:
@@ -84,7 +96,15 @@ def _create_journal(bootstrap: str) -> None:
             ) from error
 
 
-def _demand_compatibility(url: str) -> None:
+def demand_compatibility(url: str) -> None:
+    """Make BACKWARD the registry's global compatibility.
+
+    Args:
+        url: Its Confluent-compatible API.
+
+    Raises:
+        UnavailableError: It does not take it.
+    """
     try:
         answer = httpx2.put(
             f"{url}/config", json={"compatibility": "BACKWARD"}, timeout=10, trust_env=False

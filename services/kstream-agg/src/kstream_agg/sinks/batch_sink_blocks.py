@@ -1,0 +1,244 @@
+"""From Kafka's messages to columns: the map of the batch-sink.
+
+Values in the Avro wire format are decoded at once (`kafka.columns`), those of each schema into a
+piece of their own; of other values the bytes are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+import polars as pl
+from confluent_kafka import Message
+
+from kstream_agg.core.errors import ContractError, InvalidRecordError
+from kstream_agg.kafka.columns import ColumnDecoder, Rejected, by_schema
+from kstream_agg.sinks.clickhouse_tables import BARE_PLACE, KAFKA_PLACE, Field, Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from kstream_agg.pipeline.mapping import PolledBatch
+
+__all__ = [
+    "FRAME_TYPES",
+    "RAW_SHAPE",
+    "AvroBlocks",
+    "Block",
+    "BlockMaker",
+    "Piece",
+    "RawBlocks",
+    "shape_of",
+]
+
+RAW_SHAPE: Final = Shape(
+    BARE_PLACE,
+    (Field("key", "bytes", nullable=True), Field("value", "bytes", nullable=True)),
+    optional=True,
+)
+"""Of records that are not decoded; a table of one's own need not have all columns."""
+
+FRAME_TYPES: Final[dict[str, type[pl.DataType]]] = {
+    "string": pl.String,
+    "bytes": pl.Binary,
+    "long": pl.Int64,
+    "timestamp-millis": pl.Int64,
+    "double": pl.Float64,
+    "boolean": pl.Boolean,
+}
+_AS_KIND: Final = {"int": "long", "float": "double"}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of one topic and one shape.
+
+    Args:
+        topic: Where they come from.
+        shape: Their columns.
+        frame: The rows.
+        places: For each row its record's place among those of the block or batch.
+    """
+
+    topic: str
+    shape: Shape
+    frame: pl.DataFrame
+    places: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What one poll has brought of a partition.
+
+    Args:
+        pieces: Its rows.
+        records: How many.
+        size: Bytes of their keys and values.
+    """
+
+    pieces: tuple[Piece, ...]
+    records: int
+    size: int
+
+
+class BlockMaker(Protocol):
+    """Makes a block of polled messages."""
+
+    def to_rows(self, batch: PolledBatch) -> Block:
+        """The map.
+
+        Raises:
+            UnavailableError: A schema is needed, and the registry does not answer.
+        """
+
+
+class RawBlocks:
+    """Keeps keys and values as they are."""
+
+    def to_rows(self, batch: PolledBatch) -> Block:
+        """The map; see `BlockMaker`."""
+        messages = batch.messages
+        keys, values = _bytes(messages, Message.key), _bytes(messages, Message.value)
+        columns: dict[str, Any] = _place_columns(RAW_SHAPE, batch.partition, messages)
+        columns["key"] = pl.Series(keys, dtype=pl.Binary)
+        columns["value"] = pl.Series(values, dtype=pl.Binary)
+        count = len(messages)
+        piece = Piece(batch.partition.topic, RAW_SHAPE, pl.DataFrame(columns), np.arange(count))
+        return Block((piece,), count, _size(keys) + _size(values))
+
+
+class AvroBlocks:
+    """Decodes values in the Avro wire format.
+
+    Args:
+        schema_by_id: Gives the schema of an id, None when there is none.
+    """
+
+    def __init__(self, schema_by_id: Callable[[int], dict[str, Any] | None]) -> None:
+        self._schema_by_id = schema_by_id
+        self._decoders: dict[int, tuple[ColumnDecoder, Shape]] = {}
+
+    def to_rows(self, batch: PolledBatch) -> Block:
+        """The map; what cannot be decoded is rejected. See `BlockMaker`."""
+        messages = batch.messages
+        values = _bytes(messages, Message.value)
+        rejected: list[Rejected] = []
+        decoded = [
+            self._decode(schema_id, indexes, values, rejected)
+            for schema_id, indexes in by_schema(values, rejected).items()
+        ]
+        for refusal in rejected:
+            batch.reject(refusal.index, refusal.error)
+        # Behind the map, a record's place is that among the records that are left.
+        left = np.ones(len(messages), dtype=np.int64)
+        left[[refusal.index for refusal in rejected]] = 0
+        place_of = np.cumsum(left) - 1
+        pieces = []
+        for frame, shape, rows in decoded:
+            if shape is not None and len(rows):
+                chosen = messages if len(rows) == len(messages) else [messages[i] for i in rows]
+                place = _place_columns(shape, batch.partition, chosen)
+                whole = frame.with_columns(**place)
+                pieces.append(Piece(batch.partition.topic, shape, whole, place_of[rows]))
+        return Block(tuple(pieces), int(left.sum()), _size(values))
+
+    def _decode(
+        self,
+        schema_id: int,
+        indexes: Sequence[int],
+        values: Sequence[bytes | None],
+        rejected: list[Rejected],
+    ) -> tuple[pl.DataFrame, Shape | None, NDArray[np.int64]]:
+        """The rows of one schema, and their places among all values."""
+        places = np.asarray(indexes, dtype=np.int64)
+        try:
+            decoder, shape = self._decoder(schema_id)
+        except InvalidRecordError as error:
+            rejected += [Rejected(int(index), error) for index in places]
+            return pl.DataFrame(), None, places[:0]
+        chosen = values if len(places) == len(values) else [values[i] for i in indexes]
+        batch = decoder.decode(chosen, [None] * len(chosen))
+        rejected += [Rejected(int(places[item.index]), item.error) for item in batch.rejected]
+        return batch.frame, shape, places[batch.rows]
+
+    def _decoder(self, schema_id: int) -> tuple[ColumnDecoder, Shape]:
+        known = self._decoders.get(schema_id)
+        if known is None:
+            schema = self._schema_by_id(schema_id)
+            if schema is None:
+                raise InvalidRecordError(
+                    f"the registry knows no schema with id {schema_id}", stage="decode"
+                )
+            try:
+                shape = shape_of(schema)
+            except ContractError as error:
+                raise InvalidRecordError(str(error), stage="decode") from error
+            types = {field.name: FRAME_TYPES[field.kind] for field in shape.fields}
+            nullable = [field.name for field in shape.fields if field.nullable]
+            decoder = ColumnDecoder(self._schema_by_id, types, None, nullable)
+            known = self._decoders[schema_id] = (decoder, shape)
+        return known
+
+
+def shape_of(schema: Mapping[str, Any]) -> Shape:
+    """The columns of a record schema.
+
+    Raises:
+        ContractError: It is not a record's, or a field is of a type that no column is made for.
+    """
+    if schema.get("type") != "record":
+        raise ContractError("the values' schema is not a record's", remedy=_REMEDY)
+    return Shape(KAFKA_PLACE, tuple(_field(item) for item in schema["fields"]))
+
+
+_REMEDY: Final = "set sink.values to raw: such values are then written as their bytes"
+
+
+def _field(item: Mapping[str, Any]) -> Field:
+    kind: Any = item["type"]
+    nullable = isinstance(kind, list) and "null" in kind and len(kind) == 2
+    if nullable:
+        (kind,) = (part for part in kind if part != "null")
+    if isinstance(kind, dict) and kind.get("type") in (*FRAME_TYPES, *_AS_KIND):
+        kind = kind.get("logicalType", kind["type"])
+    if isinstance(kind, str):
+        kind = _AS_KIND.get(kind, kind)
+    if not isinstance(kind, str) or kind not in FRAME_TYPES:
+        raise ContractError(
+            f"field '{item['name']}' has type {item['type']}, which no column is made for",
+            remedy=_REMEDY,
+        )
+    return Field(item["name"], kind, nullable)
+
+
+def _place_columns(
+    shape: Shape, partition: tuple[str, int], messages: Sequence[Message]
+) -> dict[str, pl.Series]:
+    """Where the records stand, a column each."""
+    count, place = len(messages), shape.place
+    offsets: Any = map(Message.offset, messages)
+    times = (message.timestamp()[1] for message in messages)
+    topic, number = partition
+    return {
+        place.topic: pl.repeat(topic, count, dtype=pl.String, eager=True),
+        place.partition: pl.repeat(number, count, dtype=pl.Int64, eager=True),
+        place.offset: pl.Series(np.fromiter(offsets, dtype=np.int64, count=count)),
+        # Records without a time of their own have a negative one.
+        place.timestamp: pl.Series(np.fromiter(times, dtype=np.int64, count=count)).clip(0),
+    }
+
+
+def _bytes(messages: Sequence[Message], part: Callable[[Message], Any]) -> list[bytes | None]:
+    found: list[bytes | None] = list(map(part, messages))
+    return found
+
+
+def _size(texts: Sequence[bytes | None]) -> int:
+    try:
+        return sum(map(len, texts))  # type: ignore[arg-type]  # a None raises, and is caught
+    except TypeError:
+        return sum(len(text) for text in texts if text is not None)

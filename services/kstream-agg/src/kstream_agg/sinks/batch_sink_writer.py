@@ -1,0 +1,294 @@
+"""The reduce step that writes batches into ClickHouse: all rows, or all but those that cannot be.
+
+What an insert is refused for decides:
+
+- for its data: the batch is halved until single rows are refused; these alone go to the error step;
+- for its size, or because the server has too much to do: it is tried again, then halved; a row is
+  never given up for that;
+- because the table is not there any more: it is looked up, or made, again.
+
+Everything else, an answer that does not come included, is no fault of the rows: the batch is kept,
+tried again with growing waits, and reading pauses meanwhile.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+import polars as pl
+
+from kstream_agg.core.errors import (
+    InvalidRecordError,
+    KStreamError,
+    RecordsRefusedError,
+    UnavailableError,
+)
+from kstream_agg.core.logs import get_logger
+from kstream_agg.core.metrics import SINK_INSERT_SECONDS, SINK_INSERTS, SINK_ROWS, SINK_WAITING
+from kstream_agg.pipeline.steps import Reducer, Shutdown
+from kstream_agg.sinks.batch_sink_blocks import Piece
+from kstream_agg.sinks.clickhouse_errors import InsertRefusedError, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kstream_agg.core.clock import Clock
+    from kstream_agg.core.metrics import Metrics
+    from kstream_agg.sinks.batch_sink_blocks import Block
+    from kstream_agg.sinks.clickhouse_tables import Prepared, Shape
+
+__all__ = ["BatchLimits", "BlockWriter", "TableInserts"]
+
+_log = get_logger(__name__)
+
+_FIRST_WAIT_S: Final = 1.0
+# A server that is busy is left alone once; what is too large for good is then halved.
+_SIZE_ATTEMPTS: Final = 2
+
+
+class TableInserts(Protocol):
+    """Writes rows of one topic and shape: `clickhouse_tables.Inserts`."""
+
+    table: str
+
+    def prepare(self, frame: pl.DataFrame) -> Prepared:
+        """Turn rows into a block."""
+
+    def write(self, prepared: Prepared, token: str) -> None:
+        """Insert a block."""
+
+    def forget(self) -> None:
+        """Look the table up again."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """When a batch is closed, and what becomes of it.
+
+    Args:
+        count: With the block that reaches so many records.
+        seconds: So long after its first block.
+        bytes: With the block that reaches so many bytes of keys and values.
+        on_shutdown: What becomes of an open one.
+        retry_max_s: Longest wait between attempts.
+    """
+
+    count: int = 10_000
+    seconds: float = 1.0
+    bytes: int = 64 * 1024 * 1024
+    on_shutdown: Shutdown = Shutdown.FLUSH
+    retry_max_s: float = 30.0
+
+
+@dataclass(slots=True)
+class _Part:
+    """Rows that are still to be written, in one insert."""
+
+    piece: Piece
+    attempts: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.piece.frame.height
+
+    def slice(self, begin: int, end: int) -> _Part:
+        piece = self.piece
+        frame = piece.frame.slice(begin, end - begin)
+        part = Piece(piece.topic, piece.shape, frame, piece.places[begin:end])
+        # What has waited once need not wait again at each halving.
+        return _Part(part, self.attempts)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The open batch."""
+
+    blocks: list[Block] = field(default_factory=list)
+    records: int = 0
+    size: int = 0
+    todo: list[_Part] | None = None
+    """Once it is being written: what is left, the next last."""
+    failed: dict[int, Exception] = field(default_factory=dict)
+
+
+class BlockWriter(Reducer["Block", None]):
+    """Gathers blocks and writes them.
+
+    Args:
+        inserts: Gives what writes rows of a topic and shape; always the same for the same.
+        limits: Of a batch.
+        clock: Monotonic time is used.
+        metrics: Counts rows and inserts.
+        on_trouble: Told when something does not answer: what is known of the server may be wrong.
+    """
+
+    def __init__(
+        self,
+        inserts: Callable[[str, Shape], TableInserts],
+        limits: BatchLimits,
+        clock: Clock,
+        metrics: Metrics,
+        on_trouble: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.seconds = limits.seconds
+        self.on_shutdown = limits.on_shutdown
+        self._inserts = inserts
+        self._limits = limits
+        self._clock = clock
+        self._on_trouble = on_trouble
+        self._batch = _Batch()
+        # Tokens of another run never match: a topic that is read again is written again.
+        self._run = uuid.uuid4().hex
+        self._wait_s = _FIRST_WAIT_S
+        self._not_before: float | None = None
+        self._reason = ""
+        self._rows = metrics.counter(SINK_ROWS)
+        self._outcomes = metrics.counter(SINK_INSERTS)
+        self._insert_seconds = metrics.histogram(SINK_INSERT_SECONDS)
+        metrics.gauge(SINK_WAITING).set_function(lambda: self._not_before is not None)
+
+    @property
+    def name(self) -> str:
+        """What logs, metrics and dead letters call it."""
+        return "clickhouse"
+
+    def add(self, item: Block) -> None:
+        """Add a block."""
+        self._batch.blocks.append(item)
+        self._batch.records += item.records
+        self._batch.size += item.size
+
+    def is_full(self) -> bool:
+        """Whether count or bytes is reached."""
+        batch, limits = self._batch, self._limits
+        return batch.records >= limits.count or batch.size >= limits.bytes
+
+    def reset(self) -> None:
+        """Discard the batch."""
+        self._batch = _Batch()
+
+    def flush(self) -> None:
+        """Write the batch; what was written of it before an outage is not written again.
+
+        Raises:
+            UnavailableError: It cannot be written now.
+            RecordsRefusedError: All is written but the records that this names.
+        """
+        if self._not_before is not None and self._clock.monotonic() < self._not_before:
+            raise UnavailableError(self._reason)
+        batch = self._batch
+        if batch.todo is None:
+            batch.todo = _parts(batch.blocks)
+            batch.blocks = []
+        try:
+            while batch.todo:
+                self._write(batch.todo, batch.failed)
+        except UnavailableError as error:
+            self._postpone(error)
+            raise
+        except Exception as error:
+            # Whatever it is, it does not prove a single row bad.
+            self._postpone(error)
+            raise UnavailableError(str(error) or type(error).__name__) from error
+        self._not_before, self._wait_s = None, _FIRST_WAIT_S
+        failed = batch.failed
+        self.reset()
+        if failed:
+            first = failed[min(failed)]
+            raise RecordsRefusedError(f"{len(failed)} rows cannot be: {first}", failed=failed)
+
+    # --- parts -----------------------------------------------------------------------------
+
+    def _write(self, todo: list[_Part], failed: dict[int, Exception]) -> None:
+        """Write the last part of what is to be done, or put its halves in its place."""
+        part = todo[-1]
+        inserts = self._inserts(part.piece.topic, part.piece.shape)
+        prepared = inserts.prepare(part.piece.frame)
+        if prepared.rows:
+            part.attempts += 1
+            began = self._clock.monotonic()
+            try:
+                inserts.write(prepared, self._token(part))
+            except InsertRefusedError as error:
+                self._refused(error, part, inserts, todo, failed)
+                return
+            self._insert_seconds.observe(self._clock.monotonic() - began)
+            self._outcomes.labels("written").inc()
+            self._rows.labels(inserts.table).inc(prepared.rows)
+        for row, why in prepared.refused.items():
+            failed[int(part.piece.places[row])] = why
+        todo.pop()
+
+    def _refused(
+        self,
+        error: InsertRefusedError,
+        part: _Part,
+        inserts: TableInserts,
+        todo: list[_Part],
+        failed: dict[int, Exception],
+    ) -> None:
+        self._outcomes.labels(error.refusal.value).inc()
+        if error.refusal is Refusal.MISSING:
+            inserts.forget()
+            raise UnavailableError(str(error)) from error
+        is_size = error.refusal is Refusal.SIZE
+        if is_size and (part.rows == 1 or part.attempts < _SIZE_ATTEMPTS):
+            raise UnavailableError(str(error)) from error
+        todo.pop()
+        if part.rows == 1:
+            failed[int(part.piece.places[0])] = InvalidRecordError(str(error), stage="clickhouse")
+            _log.warning("row refused", table=inserts.table, code=error.code, reason=str(error))
+            return
+        half = part.rows // 2
+        todo += [part.slice(half, part.rows), part.slice(0, half)]
+
+    def _postpone(self, error: Exception) -> None:
+        """Leave the server alone for a while, longer each time."""
+        self._outcomes.labels("unavailable").inc()
+        self._on_trouble()
+        self._reason = str(error)
+        self._not_before = self._clock.monotonic() + self._wait_s
+        if not isinstance(error, KStreamError) and self._wait_s == _FIRST_WAIT_S:
+            _log.error("a batch cannot be written, it is kept", exc_info=error)
+        else:
+            _log.warning("insert failed, trying again", reason=str(error), wait_s=self._wait_s)
+        self._wait_s = min(2 * self._wait_s, self._limits.retry_max_s)
+
+    def _token(self, part: _Part) -> str:
+        """Names the rows of an insert, and this run."""
+        place = part.piece.shape.place
+        frame = part.piece.frame
+        spans = frame.group_by(place.partition).agg(
+            pl.col(place.offset).min().alias("first"),
+            pl.col(place.offset).max().alias("last"),
+            pl.len().alias("rows"),
+        )
+        rows = spans.sort(place.partition).rows()
+        return f"{self._run} {part.piece.topic} {rows}"
+
+
+def _parts(blocks: list[Block]) -> list[_Part]:
+    """The rows of a batch, those of one topic and shape together, in reverse order."""
+    gathered: dict[tuple[str, Shape], list[Piece]] = {}
+    before = 0
+    for block in blocks:
+        for piece in block.pieces:
+            moved = Piece(piece.topic, piece.shape, piece.frame, piece.places + before)
+            gathered.setdefault((piece.topic, piece.shape), []).append(moved)
+        before += block.records
+    return [
+        _Part(
+            Piece(
+                topic,
+                shape,
+                pl.concat([piece.frame for piece in pieces])
+                if len(pieces) > 1
+                else pieces[0].frame,
+                np.concatenate([piece.places for piece in pieces]),
+            )
+        )
+        for (topic, shape), pieces in reversed(gathered.items())
+    ]
