@@ -139,7 +139,7 @@ def test_volumes_are_seen(docker: Callable[[dict[str, str]], None]) -> None:
 
 
 ANYWHERE = "0.0.0.0"  # noqa: S104 - it is to be refused
-OWN = {"POSTGRES_PASSWORD": "x", "GRAFANA_PASSWORD": "y"}
+OWN = {"POSTGRES_PASSWORD": "x", "GRAFANA_PASSWORD": "y", "CLICKHOUSE_PASSWORD": "z"}
 LOCKED = {"GRAFANA_ANONYMOUS": "false", "PGADMIN_SERVER_MODE": "True"}
 
 

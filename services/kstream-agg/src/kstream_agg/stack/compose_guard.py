@@ -15,6 +15,7 @@ __all__ = ["DEVELOPMENT_PASSWORDS", "refuse_open_doors"]
 DEVELOPMENT_PASSWORDS: Final = {
     "POSTGRES_PASSWORD": "kstream-development",
     "GRAFANA_PASSWORD": "kstream-development",
+    "CLICKHOUSE_PASSWORD": "kstream-development",
 }
 """What docker-compose.yml takes where the environment names no password."""
 
