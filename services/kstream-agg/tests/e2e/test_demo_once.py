@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 import os
 import subprocess
 import sys
@@ -170,7 +171,10 @@ def repeat_a_record(demo: Demo) -> None:
     assert producer.flush(30) == 0
 
 
-def test_sink_whose_row_is_refused_is_unhealthy_until_it_is_mended(demo: Demo) -> None:
+def test_row_that_is_refused_is_shown_then_set_aside_and_sent_back_when_it_is_mended(
+    demo: Demo,
+) -> None:
+    control.suspend(demo.data_dir, "connectors-watch")
     demo.query("ALTER TABLE trades_option_btc ADD CONSTRAINT closed CHECK (false) NOT VALID")
     repeat_a_record(demo)
     found = demo.wait_for("connectors", "unhealthy")
@@ -180,10 +184,16 @@ def test_sink_whose_row_is_refused_is_unhealthy_until_it_is_mended(demo: Demo) -
     assert status.returncode == 1
     assert RAW_SINK in status.stdout
 
-    demo.query("ALTER TABLE trades_option_btc DROP CONSTRAINT closed")
-    mended = demo.command("connectors", "apply")
-    assert mended.returncode == 0, mended.stderr
+    control.resume(demo.data_dir, "connectors-watch")
     demo.wait_for("connectors", "done")
+    listed = demo.command("dlq", "list", "--json")
+    assert listed.returncode == 0, listed.stderr
+    (letter,) = map(json.loads, listed.stdout.splitlines())
+    assert TOPIC in json.dumps(letter)
+
+    demo.query("ALTER TABLE trades_option_btc DROP CONSTRAINT closed")
+    replayed = demo.command("dlq", "replay", letter["place"], "--yes")
+    assert replayed.returncode == 0, replayed.stderr
     assert demo.command("status").returncode == 0
 
 

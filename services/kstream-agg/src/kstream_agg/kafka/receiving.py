@@ -14,7 +14,7 @@ from kstream_agg.kafka.awaiting import awaitable
 from kstream_agg.kafka.failures import kafka_failure, mapped
 from kstream_agg.kafka.reader import is_end_of_partition, read_failure
 from kstream_agg.kafka.record import ReceivedRecord
-from kstream_agg.kafka.starts import Start, starting_offsets
+from kstream_agg.kafka.starts import Start, span_of, starting_offsets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Iterable
@@ -127,7 +127,7 @@ class Reader(Assigned, Generic[T]):
         """
         with self._lock, mapped("asking for the ends"):
             parts = self._consumer.assignment()
-            spans = {p: self._consumer.get_watermark_offsets(p, _TIMEOUT_S) for p in parts}
+            spans = {p: span_of(self._consumer, p) for p in parts}
             places = {(p.topic, p.partition): p.offset for p in self._consumer.position(parts)}
         ends = {
             key: high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -76,7 +77,10 @@ class Writer(Generic[T]):
             client_id,
         )
         self._produce: Callable[..., None] = self._records.bare_produce
-        self._produced = self._delivered = 0
+        self._delivered = 0
+        # In C, as all that is done for each record should be.
+        turns = itertools.cycle([turn == _SERVE_EVERY for turn in range(1, _SERVE_EVERY + 1)])
+        self._is_time_to_serve = turns.__next__
         self._lock = threading.Lock()
         self._server: threading.Thread | None = None
 
@@ -93,8 +97,7 @@ class Writer(Generic[T]):
             InvalidRecordError: The codec cannot encode its value.
             DeliveryError: An earlier record was not delivered, or this one never can be.
         """
-        self._produced += 1
-        if not self._produced % _SERVE_EVERY:
+        if self._is_time_to_serve():
             self._serve(0)
         value: Any = record.value
         if self._encode is not None and value is not None:

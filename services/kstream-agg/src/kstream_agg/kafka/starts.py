@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from confluent_kafka import OFFSET_BEGINNING, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 
 from kstream_agg.core.errors import ContractError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from confluent_kafka import Consumer
 
-__all__ = ["Start", "starting_offsets"]
+__all__ = ["Start", "span_of", "starting_offsets"]
 
 Start = Literal["earliest", "latest"] | int | datetime
 """The oldest record, what comes from now on, an offset, or the first record at or after a time."""
 
 _TIMEOUT_S: Final = 10.0
+_LOOKS: Final = 100
+_PAUSE_S: Final = 0.1
+_LEADER_IS_NEW: Final = frozenset(
+    {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+)
 
 
 def starting_offsets(
@@ -42,7 +48,7 @@ def starting_offsets(
         return _from_time(consumer, list(partitions), start)
     found = []
     for part in partitions:
-        low, high = consumer.get_watermark_offsets(part, timeout=_TIMEOUT_S)
+        low, high = span_of(consumer, part)
         if isinstance(start, int) and not low <= start <= high:
             raise ContractError(
                 f"partition {part.partition} of topic '{part.topic}' has no offset {start}",
@@ -55,6 +61,30 @@ def starting_offsets(
     return found
 
 
+def span_of(consumer: Consumer, partition: TopicPartition) -> tuple[int, int]:
+    """The first offset of a partition, and the one that the next record gets.
+
+    Raises:
+        KafkaException: No broker answers.
+    """
+    found: tuple[int, int] = _patiently(
+        lambda: consumer.get_watermark_offsets(partition, timeout=_TIMEOUT_S)
+    )
+    return found
+
+
+def _patiently(call: Callable[[], Any]) -> Any:  # noqa: ANN401 - as what is called
+    """A call repeated while the leader of a partition is new, and does not know of it yet."""
+    for _ in range(_LOOKS):
+        try:
+            return call()
+        except KafkaException as error:
+            if error.args[0].code() not in _LEADER_IS_NEW:
+                raise
+            time.sleep(_PAUSE_S)
+    return call()
+
+
 def _from_time(
     consumer: Consumer, partitions: list[TopicPartition], start: datetime
 ) -> list[TopicPartition]:
@@ -64,7 +94,7 @@ def _from_time(
         )
     at_ms = round(start.timestamp() * 1000)
     asked = [TopicPartition(part.topic, part.partition, at_ms) for part in partitions]
-    found = consumer.offsets_for_times(asked, timeout=_TIMEOUT_S)
+    found = _patiently(lambda: consumer.offsets_for_times(asked, timeout=_TIMEOUT_S))
     late = [part for part in found if part.offset < 0]  # nothing there is so new
     return [
         *(part for part in found if part.offset >= 0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (
@@ -11,6 +11,7 @@ from confluent_kafka.admin import (
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
+    ConfigSource,
     NewPartitions,
     NewTopic,
     ResourceType,
@@ -27,6 +28,7 @@ from kstream_agg.kafka.topics import (
     PartitionDescription,
     TopicConfiguration,
     TopicDescription,
+    as_set,
     differences,
 )
 
@@ -123,12 +125,8 @@ class ClusterTopics:
             UnavailableError: No broker answers.
             ContractError: The topic does not exist.
         """
-        resource = ConfigResource(ResourceType.TOPIC, topic)
         try:
-            future = self._admin.describe_configs([resource], request_timeout=_REQUEST_TIMEOUT_S)[
-                resource
-            ]
-            entries = future.result()
+            entries = self._config_entries(topic)
         except KafkaException as error:
             raise kafka_failure(error, f"reading the settings of topic '{topic}'") from error
         return {name: entry.value for name, entry in entries.items() if entry.value is not None}
@@ -277,6 +275,25 @@ class ClusterTopics:
             [resource], request_timeout=_REQUEST_TIMEOUT_S
         )
         futures[resource].result()
+        self._wait_altered(name, config)
+
+    def _wait_altered(self, name: str, config: Mapping[str, str | None]) -> None:
+        """Wait until the broker that is asked has heard of other settings."""
+        for _ in range(_LISTED_LOOKS):
+            entries = self._config_entries(name)
+            if all(_is_set(entries[key], value) for key, value in config.items() if key in entries):
+                return
+            time.sleep(_LISTED_PAUSE_S)
+        raise UnavailableError(
+            f"no broker knows of the new settings of topic '{name}'",
+            remedy="see the brokers' logs",
+        )
+
+    def _config_entries(self, topic: str) -> dict[str, ConfigEntry]:
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        futures = self._admin.describe_configs([resource], request_timeout=_REQUEST_TIMEOUT_S)
+        found: dict[str, ConfigEntry] = futures[resource].result()
+        return found
 
     def _metadata(self) -> ClusterMetadata:
         try:
@@ -291,6 +308,13 @@ class ClusterTopics:
     acreate_topics = awaitable(create_topics)
     adelete_topics = awaitable(delete_topics)
     aalter_topic = awaitable(alter_topic)
+
+
+def _is_set(entry: ConfigEntry, value: str | None) -> bool:
+    if value is None:
+        source: Any = entry.source  # a number, whatever its type says
+        return ConfigSource(source) is not ConfigSource.DYNAMIC_TOPIC_CONFIG
+    return entry.value is not None and as_set(entry.value) == as_set(value)
 
 
 def _description(topic: TopicMetadata) -> TopicDescription:

@@ -16,6 +16,7 @@ __all__ = [
     "PartitionDescription",
     "TopicConfiguration",
     "TopicDescription",
+    "as_set",
     "differences",
     "topic_configuration",
 ]
@@ -147,11 +148,11 @@ def differences(
     said = [f"{name} {is_} instead of {should}" for name, should, is_ in counts if should != is_]
     for name, should in sorted(wanted.config.items()):
         present = config.get(name)
-        if present is None or _as_set(present) != _as_set(should):
+        if present is None or as_set(present) != as_set(should):
             said.append(f"{name} {present or 'unknown'} instead of {should}")
     return said
 
 
-def _as_set(value: str) -> frozenset[str]:
+def as_set(value: str) -> frozenset[str]:
     """A list's order says nothing: `compact,delete` is `delete,compact`."""
     return frozenset(part.strip() for part in value.split(","))
