@@ -32,7 +32,16 @@ __all__ = ["local_cluster"]
 # Names a running stack's data folder that is to be used instead of a new one: faster, by hand.
 _RUNNING = "KSTREAM_TEST_STACK"
 # One suspends the shared Postgres, the others query it.
-_TOGETHER = dict.fromkeys(("test_sinks_postgres", "test_tools_cli", "test_verify_run"), "postgres")
+_TOGETHER = dict.fromkeys(
+    (
+        "test_recompute",
+        "test_sinks_postgres",
+        "test_sinks_watch",
+        "test_tools_cli",
+        "test_verify_run",
+    ),
+    "postgres",
+)
 _SHARED = pytest.StashKey[Path]()
 
 
@@ -61,10 +70,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_TOGETHER.get(item.path.stem, item.path.stem)))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep a module's tests on one worker, which makes its fixtures once."""
+    item.add_marker(pytest.mark.xdist_group(_TOGETHER.get(item.path.stem, item.path.stem)))
 
 
 @pytest.fixture(scope="session")

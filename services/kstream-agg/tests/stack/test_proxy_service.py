@@ -405,7 +405,8 @@ def test_the_traces_go_on(stack: StackEndpoints, topic: str, tmp_path: Path) -> 
 
 def test_the_readmes_lines_work(stack: StackEndpoints, topic: str, tmp_path: Path) -> None:
     readme = (CHECKOUT / "README.md").read_text("utf-8")
-    start, lines = re.findall(r"^```bash\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    section = readme.partition("## HTTP in, Kafka out\n")[2].partition("\n## ")[0]
+    start, lines = re.findall(r"^```bash\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     assert start == ".venv/bin/kstream-agg push-proxy\n"
     with RunningProxy(tmp_path, stack.bootstrap_servers) as proxy:
         port = str(proxy.port)
