@@ -9,7 +9,7 @@ PKG := services/kstream-agg
 KSTREAM := $(BIN)/kstream-agg
 # A module's tests run on one worker, the longest modules first. The tests against a stack wait more
 # than they compute, so that three share two cores.
-PARALLEL := --dist loadgroup --no-loadscope-reorder
+PARALLEL := --dist loadscope --no-loadscope-reorder
 
 .PHONY: help
 help: ## List the targets

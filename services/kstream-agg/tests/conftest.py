@@ -1,8 +1,8 @@
 """What all tests may ask for: the real local stack, started once a session when first needed.
 
 Under pytest-xdist all workers share that stack: the first that needs it starts it, the process that
-hands out the tests ends it. A module's tests stay on one worker (`--dist loadgroup`), so that its
-fixtures are made once; modules that take a component of the shared stack away are a group.
+hands out the tests ends it. A module's tests stay on one worker, so that its fixtures are made
+once; so do modules of which one takes a component of the shared stack away.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from xdist.scheduler import (  # type: ignore[import-untyped] # it has no types
+    LoadScopeScheduling,
+)
 
 from kstream_agg.stack import control
 from kstream_agg.stack.endpoints import find_running
@@ -24,6 +27,8 @@ from kstream_agg.stack.testing import LocalStack, open_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from xdist.remote import Producer  # type: ignore[import-untyped] # as above
 
     from kstream_agg.stack.endpoints import StackEndpoints
 
@@ -70,9 +75,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """Keep a module's tests on one worker, which makes its fixtures once."""
-    item.add_marker(pytest.mark.xdist_group(_TOGETHER.get(item.path.stem, item.path.stem)))
+    return _ByModule(config, log)
+
+
+class _ByModule(LoadScopeScheduling):  # type: ignore[misc] # as above
+    """Hands out modules, those that belong together as one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = Path(nodeid.partition("::")[0]).stem
+        return _TOGETHER.get(module, module)
 
 
 @pytest.fixture(scope="session")
