@@ -7,9 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PKG := services/kstream-agg
 KSTREAM := $(BIN)/kstream-agg
-# A module's tests run on one worker, the longest modules first. The tests against a stack wait more
-# than they compute, so that three share two cores.
-PARALLEL := --dist loadscope --no-loadscope-reorder
+# A module's tests run on one worker, the longest modules first. Tests wait more than they compute, so
+# that three workers share two cores.
+PARALLEL := -n 3 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help
 help: ## List the targets
@@ -109,11 +109,11 @@ format: $(VENV)/.dev ## Let ruff format and fix what it can
 
 .PHONY: test-unit
 test-unit: $(VENV)/.dev ## The tests that need no stack (under 30 s)
-	cd $(PKG) && ../../$(BIN)/pytest -n auto --maxprocesses 4 $(PARALLEL) -m "not stack and not e2e and not faults and not soak" $(ARGS)
+	cd $(PKG) && ../../$(BIN)/pytest $(PARALLEL) -m "not stack and not e2e and not faults and not soak" $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.dev ## All tests, against the real local stack
-	cd $(PKG) && ../../$(BIN)/pytest -n 3 $(PARALLEL) -m "not faults and not soak" $(ARGS)
+	cd $(PKG) && ../../$(BIN)/pytest $(PARALLEL) -m "not faults and not soak" $(ARGS)
 
 .PHONY: test-faults
 test-faults: $(VENV)/.dev ## Kill, stop, starve and lie to the services under load
