@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import IsolationLevel, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 from market import (
     PERIOD_S,
     START_MS,
@@ -107,12 +108,15 @@ def away(stack: StackEndpoints, component: str) -> Iterator[None]:
 def test_killed_ten_times_at_random_moments(make_market: MakeMarket) -> None:
     market = make_market()
     chance = random.Random(11)  # noqa: S311 - a test's moments
+    admin = AdminClient({"bootstrap.servers": market.settings.kafka.bootstrap_servers})
     with Feeder(market, seed=11):
-        for _ in range(10):
+        for number in range(10):
             before = taken(market)
             with command(market.settings, CONSUME__COMMIT_INTERVAL_S="0.3") as process:
                 further = chance.randrange(1, 1_500)
                 wait_for(lambda: taken(market) > before + further)  # noqa: B023 - called at once
+                if number % 2:  # a transaction is short: chance alone would seldom meet one
+                    wait_for(lambda: is_in_transaction(admin, market))
                 process.kill()
     with command(market.settings) as process:
         market.wait_until_all_is_taken()
@@ -123,6 +127,20 @@ def test_killed_ten_times_at_random_moments(make_market: MakeMarket) -> None:
     # Some of the moments were in the middle of a transaction: what it had written is there, and
     # no reader of committed records is given it.
     assert hidden_records(market) > 0
+
+
+def is_in_transaction(admin: AdminClient, market: Market) -> bool:
+    """Whether records stand in the changelog that are not committed yet."""
+    topic = changelog_topic(market.settings.group_id, market.topic)
+    ends: list[int] = []
+    for level in (IsolationLevel.READ_UNCOMMITTED, IsolationLevel.READ_COMMITTED):
+        wanted = {
+            TopicPartition(topic, number): OffsetSpec.latest()  # type: ignore[no-untyped-call]  # theirs
+            for number in range(market.settings.topic.partitions)
+        }
+        found = admin.list_offsets(wanted, isolation_level=level)
+        ends.append(sum(int(future.result().offset) for future in found.values()))
+    return ends[0] > ends[1]
 
 
 def hidden_records(market: Market) -> int:
