@@ -108,7 +108,7 @@ format: $(VENV)/.dev ## Let ruff format and fix what it can
 	cd $(PKG) && ../../$(BIN)/ruff check --fix . ; ../../$(BIN)/ruff format .
 
 .PHONY: test-unit
-test-unit: $(VENV)/.dev ## The tests that need no stack (under 30 s)
+test-unit: $(VENV)/.dev ## The tests that need no stack (half a minute)
 	cd $(PKG) && ../../$(BIN)/pytest $(PARALLEL) -m "not stack and not e2e and not faults and not soak" $(ARGS)
 
 .PHONY: test
