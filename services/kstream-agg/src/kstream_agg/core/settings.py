@@ -34,6 +34,7 @@ __all__ = [
     "TOP_LEVEL_KEYS",
     "HttpSettings",
     "KafkaSettings",
+    "LayeredSettings",
     "LogSettings",
     "PostgresSettings",
     "RegistrySettings",
@@ -235,8 +236,8 @@ class LogSettings(SettingsGroup):
     """`auto`: console on a terminal, json otherwise."""
 
 
-class ServiceSettings(BaseSettings):
-    """What every service has. Subclasses add their own tables."""
+class LayeredSettings(BaseSettings):
+    """Settings of a file, overridden by the environment; an unknown key is an error."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -245,19 +246,6 @@ class ServiceSettings(BaseSettings):
         frozen=True,
         hide_input_in_errors=True,
     )
-
-    channels: Channels = ("trades.option.BTC.100ms",)
-    kafka: KafkaSettings = KafkaSettings()
-    registry: RegistrySettings = RegistrySettings()
-    topic: TopicSettings = TopicSettings()
-    telemetry: TelemetrySettings = TelemetrySettings()
-    http: HttpSettings = HttpSettings()
-    log: LogSettings = LogSettings()
-
-    @property
-    def raw_topics(self) -> tuple[str, ...]:
-        """The raw topics of the channels, each once, in their order."""
-        return tuple(dict.fromkeys(channel_topic(channel) for channel in self.channels))
 
     @classmethod
     def settings_customise_sources(
@@ -271,6 +259,23 @@ class ServiceSettings(BaseSettings):
         """The environment goes before the file, which is handed in as init values."""
         del settings_cls, dotenv_settings, file_secret_settings
         return env_settings, init_settings
+
+
+class ServiceSettings(LayeredSettings):
+    """What every service has. Subclasses add their own tables."""
+
+    channels: Channels = ("trades.option.BTC.100ms",)
+    kafka: KafkaSettings = KafkaSettings()
+    registry: RegistrySettings = RegistrySettings()
+    topic: TopicSettings = TopicSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    http: HttpSettings = HttpSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def raw_topics(self) -> tuple[str, ...]:
+        """The raw topics of the channels, each once, in their order."""
+        return tuple(dict.fromkeys(channel_topic(channel) for channel in self.channels))
 
 
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 
 from kstream_agg.core.settings import (
-    ENV_PREFIX,
     KafkaSettings,
+    LayeredSettings,
     LogSettings,
     RegistrySettings,
     SettingsGroup,
@@ -28,8 +28,6 @@ from kstream_agg.core.settings import (
 
 if TYPE_CHECKING:
     from typing import Self
-
-    from pydantic_settings import PydanticBaseSettingsSource
 
 __all__ = [
     "ApiKey",
@@ -238,16 +236,8 @@ class ProxyTopicSettings(TopicSettings):
     create: bool = False
 
 
-class ProxySettings(BaseSettings):
+class ProxySettings(LayeredSettings):
     """All settings of the push proxy."""
-
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX,
-        env_nested_delimiter="__",
-        extra="forbid",
-        frozen=True,
-        hide_input_in_errors=True,
-    )
 
     kafka: ProxyKafkaSettings = ProxyKafkaSettings()
     http: ProxyHttpSettings = ProxyHttpSettings()
@@ -265,19 +255,6 @@ class ProxySettings(BaseSettings):
         if not (self.kafka.bootstrap_servers or self.kafka.brokers):
             raise ValueError("kafka.brokers is empty: name at least one broker as host:port")
         return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment goes before the file, which is handed in as init values."""
-        del settings_cls, dotenv_settings, file_secret_settings
-        return env_settings, init_settings
 
     def producer_config(self) -> dict[str, str | int | float | bool]:
         """The librdkafka properties of one worker's producer."""
