@@ -14,7 +14,6 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -49,38 +48,19 @@ from kstream_agg.kafka.group_transactions import GroupTransactionWriter
 from kstream_agg.kafka.wire import RecordEncoder
 from kstream_agg.stack import control
 from kstream_agg.stack.artifacts import ArtifactCache, default_cache_dir
-from kstream_agg.stack.endpoints import find_running
 from kstream_agg.stack.java import class_path, java_command
-from kstream_agg.stack.testing import LocalStack, open_folder
 from kstream_agg.verify.reading import TopicReader
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kstream_agg.stack.endpoints import StackEndpoints
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
-# Names the data folder of a running stack that may be broken: faster, by hand.
-_RUNNING = "KSTREAM_FAULT_STACK"
 _YEAR_MS = 365 * 86_400_000
 
 MakeMarket = Callable[..., Market]
-
-
-@pytest.fixture(scope="module")
-def broken_stack() -> Iterator[StackEndpoints]:
-    """Kafka and the registry, for these tests alone."""
-    named = os.environ.get(_RUNNING)
-    if named:
-        found = find_running(Path(named))
-        if found is None:
-            pytest.fail(f"{_RUNNING} names {named}, where no stack runs")
-        yield found
-        return
-    with (
-        open_folder("kstream-faults-") as folder,
-        LocalStack(folder, only=("kafka", "schema-registry")) as running,
-    ):
-        yield running.endpoints
 
 
 @pytest.fixture

@@ -7,11 +7,9 @@ One row in 10,000 is bad: ClickHouse refuses it, and with it every batch that it
 from __future__ import annotations
 
 import json
-import os
 import random
 import threading
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pytest
@@ -22,38 +20,19 @@ from kstream_agg.core.settings import RegistrySettings
 from kstream_agg.kafka.registry import SchemaRegistry
 from kstream_agg.kafka.wire import RecordEncoder
 from kstream_agg.stack.clickhouse import ClickHouseServer
-from kstream_agg.stack.endpoints import find_running
-from kstream_agg.stack.testing import LocalStack, open_folder
+from kstream_agg.stack.testing import open_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from kstream_agg.stack.endpoints import StackEndpoints
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
-# Names the data folder of a running stack that may be used: faster, by hand.
-_RUNNING = "KSTREAM_FAULT_STACK"
 _PARTITIONS = 6
 _BAD_PRICE = 666.25
 _BAD_EVERY = 10_000
-
-
-@pytest.fixture(scope="module")
-def sink_stack() -> Iterator[StackEndpoints]:
-    """Kafka and the registry, for these tests alone."""
-    named = os.environ.get(_RUNNING)
-    if named:
-        found = find_running(Path(named))
-        if found is None:
-            pytest.fail(f"{_RUNNING} names {named}, where no stack runs")
-        yield found
-        return
-    with (
-        open_folder("kstream-faults-") as folder,
-        LocalStack(folder, only=("kafka", "schema-registry")) as running,
-    ):
-        yield running.endpoints
 
 
 @pytest.fixture
@@ -64,13 +43,13 @@ def server() -> Iterator[ClickHouseServer]:
 
 @pytest.fixture
 def warehouse(
-    sink_stack: StackEndpoints,
+    broken_stack: StackEndpoints,
     server: ClickHouseServer,
     unique: Callable[[str], str],
     tmp_path: Path,
 ) -> Iterator[Warehouse]:
     topic = unique("faulty")
-    with Warehouse(sink_stack, server.url, topic, tmp_path, partitions=_PARTITIONS) as made:
+    with Warehouse(broken_stack, server.url, topic, tmp_path, partitions=_PARTITIONS) as made:
         make_table(made)
         made.execute(
             f"ALTER TABLE {{t}} ADD COLUMN odd UInt8 MATERIALIZED throwIf(price = {_BAD_PRICE})"
