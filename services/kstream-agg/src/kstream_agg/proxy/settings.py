@@ -113,8 +113,8 @@ class ProxyKafkaSettings(SettingsGroup):
             "message.timeout.ms": self.message_timeout_ms,
             "request.timeout.ms": self.request_timeout_ms,
             "request.required.acks": self.request_required_acks,
-            # Behind these records wait for a busy broker, and make batches without any linger.
-            "max.in.flight.requests.per.connection": 5,
+            # Behind these records wait for a slow broker, and make batches without any linger.
+            "max.in.flight.requests.per.connection": 20,
             "partitioner": "murmur2_random",  # where Java clients would put the same key
             "allow.auto.create.topics": False,  # metadata requests would create them
             "statistics.interval.ms": 1000,
