@@ -21,6 +21,7 @@ from kstream_agg.core.settings import SettingsGroup
 from kstream_agg.kafka.registry import SchemaRegistry
 from kstream_agg.pipeline.definition import Pipeline
 from kstream_agg.pipeline.failures import DeadLetterTopic, StopAfter
+from kstream_agg.pipeline.memory import collect_less_often
 from kstream_agg.pipeline.run import serve_pipeline
 from kstream_agg.pipeline.settings import PipelineSettings
 from kstream_agg.pipeline.steps import Shutdown
@@ -150,6 +151,7 @@ def run_batch_sink(settings: BatchSinkSettings) -> None:
         return
     with run_service(SERVICE, settings) as ctx, ExitStack() as opened:
         announce_worker(ctx)
+        collect_less_often()
         client = opened.enter_context(
             ClickHouse(settings.clickhouse, frozenset(settings.sink.data_codes))
         )
