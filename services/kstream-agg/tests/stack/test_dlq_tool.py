@@ -104,7 +104,8 @@ def box(stack: StackEndpoints, unique: Callable[[str], str]) -> Iterator[Box]:
 
 def test_letters_are_listed_chosen_and_shown(box: Box) -> None:
     found = listed(box.topic)
-    assert [x["stage"] for x in found] == ["decode", "decode", "VALUE_CONVERTER", "decode", "decode"]
+    stages = [x["stage"] for x in found]
+    assert stages == ["decode", "decode", "VALUE_CONVERTER", "decode", "decode"]
     assert found[0]["origin"] == {
         "topic": box.topic, "partition": 2, "offset": 7, "timestamp": 1
     }  # fmt: skip
