@@ -117,7 +117,7 @@ def test_bad_records_become_dead_letters_with_the_reason_and_their_neighbours_ar
     assert undecodable == DeadLetter(
         0, 77, "map to_rows", "the value does not begin with the Avro wire format's header"
     )
-    assert (refused.partition, refused.offset, refused.stage) == (0, 1_234, "reduce 1 clickhouse")
+    assert (refused.partition, refused.offset, refused.stage) == (0, 1_234, "reduce 2 clickhouse")
     assert "Code: 395" in refused.message
     assert warehouse.count() == 2_998
     check = warehouse.check()
