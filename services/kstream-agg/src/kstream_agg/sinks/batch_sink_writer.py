@@ -94,6 +94,8 @@ class _Part:
     attempts: int = 0
     prepared: Prepared | None = None
     """Made of it ahead; None: to be made, as for the halves of one that was."""
+    name: str | None = None
+    """Names its rows, as `_name_rows`; made ahead too."""
 
     @property
     def rows(self) -> int:
@@ -158,6 +160,7 @@ class BlockGatherer(Reducer["Block", Gathered]):
         batch = Gathered(_parts(self._blocks))
         self.reset()
         for part in batch.todo:
+            part.name = _name_rows(part.piece)
             # Whatever it is (a server that is away, a table that does not fit), the writer meets
             # it too, and knows when to try again.
             with contextlib.suppress(Exception):
@@ -311,15 +314,19 @@ class BlockWriter(Reducer[Gathered, None]):
 
     def _token(self, part: _Part) -> str:
         """Names the rows of an insert, and this run."""
-        place = part.piece.shape.place
-        frame = part.piece.frame
-        spans = frame.group_by(place.partition).agg(
-            pl.col(place.offset).min().alias("first"),
-            pl.col(place.offset).max().alias("last"),
-            pl.len().alias("rows"),
-        )
-        rows = spans.sort(place.partition).rows()
-        return f"{self._run} {part.piece.topic} {rows}"
+        part.name = part.name or _name_rows(part.piece)
+        return f"{self._run} {part.name}"
+
+
+def _name_rows(piece: Piece) -> str:
+    """Topic, and of each partition the first and last offset and how many rows."""
+    place = piece.shape.place
+    spans = piece.frame.group_by(place.partition).agg(
+        pl.col(place.offset).min().alias("first"),
+        pl.col(place.offset).max().alias("last"),
+        pl.len().alias("rows"),
+    )
+    return f"{piece.topic} {spans.sort(place.partition).rows()}"
 
 
 def _parts(blocks: list[Block]) -> list[_Part]:
