@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Self
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 import pytest
 from warehouse import SESSION_MS, Sink, Warehouse, make_table, passing_on, trades, wait_for
 
+from kstream_agg.core.names import dead_letter_topic
 from kstream_agg.core.schemas import RAW_TRADE
 from kstream_agg.core.settings import RegistrySettings
 from kstream_agg.kafka.registry import SchemaRegistry
@@ -173,3 +176,51 @@ def test_rebalances_an_outage_and_a_batch_refused_as_a_whole(
     warehouse.url = server.url
     warehouse.run_until_taken()
     assert_all_is_there_once(warehouse, load)
+
+
+def replay(warehouse: Warehouse, *arguments: str) -> str:
+    """What `kstream-agg dlq replay` says in its last line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kstream_agg", "dlq", "replay", *arguments, "--yes"],
+        env=warehouse.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_mended_rows_are_brought_back_exactly_once(warehouse: Warehouse, tmp_path: Path) -> None:
+    with Load(warehouse, quickly=2 * _BAD_EVERY) as load:
+        pass
+    assert load.bad_count == 2
+    warehouse.run_until_taken()
+    # Another group sets the same rows aside: four letters of two records.
+    with warehouse.sink(sink__group_id=f"{warehouse.group}-2") as other:
+        wait_for(lambda: len(warehouse.dead_letters()) == 2 * load.bad_count, said_by(other))
+        assert other.stop() == 0
+    assert_all_is_there_once(warehouse, load)
+
+    # One is mended itself.
+    mended = tmp_path / "mended.json"
+    mended.write_text(json.dumps(next(trades(1, price=667.0))))
+    dead = dead_letter_topic(warehouse.topic)
+    assert "1 sent back" in replay(warehouse, f"{dead}/0/0", "--record-file", str(mended))
+    # For the other, what refused it is gone. Its twin, and both letters of the first, stay.
+    warehouse.execute("ALTER TABLE {t} DROP COLUMN odd")
+    assert replay(warehouse, warehouse.topic) == "1 sent back, 2 were before"
+    assert replay(warehouse, warehouse.topic) == "0 sent back, 4 were before"
+
+    with warehouse.sink() as sink:
+        wait_for(lambda: warehouse.count() == load.count, lambda: sink.said)
+        assert sink.stop() == 0
+    found = warehouse.rows(
+        f"SELECT price, count() FROM {{t}} FINAL WHERE price IN (667, {_BAD_PRICE})"
+        " GROUP BY price ORDER BY price"
+    )
+    assert [(price, int(count)) for price, count in found] == [(_BAD_PRICE, 1), (667.0, 1)]
+    code, partitions = warehouse.command_check(sink__topics=warehouse.topic)
+    assert (code, [(x["missing"], x["twice"]) for x in partitions]) == (0, [(0, 0)] * _PARTITIONS)
+    assert sum(x["dead_letters"] for x in partitions) == load.bad_count

@@ -117,7 +117,7 @@ def test_bad_records_become_dead_letters_with_the_reason_and_their_neighbours_ar
     assert undecodable == DeadLetter(
         0, 77, "map to_rows", "the value does not begin with the Avro wire format's header"
     )
-    assert (refused.partition, refused.offset, refused.stage) == (0, 1_234, "reduce 1 clickhouse")
+    assert (refused.partition, refused.offset, refused.stage) == (0, 1_234, "reduce 2 clickhouse")
     assert "Code: 395" in refused.message
     assert warehouse.count() == 2_998
     check = warehouse.check()
@@ -142,8 +142,9 @@ def test_the_check_tells_records_that_are_lost_from_offsets_that_are_none(
             producer.abort_transaction()
         else:
             producer.commit_transaction()
-    warehouse.execute(CREATE_RAW)
+    # Nothing is committed: there need not even be a table.
     assert warehouse.check().exit_code == 2
+    warehouse.execute(CREATE_RAW)
     with warehouse.sink(sink__values="raw") as sink:
         # Behind the last record stands the end of its transaction, which nobody reads.
         wait_for(lambda: warehouse.taken() == 65, lambda: sink.said)

@@ -18,7 +18,7 @@ from kstream_agg.kafka.wire import RecordEncoder
 from kstream_agg.pipeline.testing import PipelineBench
 from kstream_agg.sinks.batch_sink import BatchSinkSettings, make_pipeline
 from kstream_agg.sinks.batch_sink_blocks import RAW_SHAPE, AvroBlocks, RawBlocks, shape_of
-from kstream_agg.sinks.batch_sink_writer import BatchLimits, BlockWriter
+from kstream_agg.sinks.batch_sink_writer import BatchLimits, BlockGatherer, BlockWriter
 from kstream_agg.sinks.clickhouse import ClickHouse, ClickHouseSettings
 from kstream_agg.sinks.clickhouse_tables import Inserts
 
@@ -64,9 +64,10 @@ def sink_into(client: ClickHouse, table: str, values: list[bytes], *, avro: bool
     inserts = Inserts(client, table, SHAPE if avro else RAW_SHAPE, create=True)
 
     def make() -> Pipeline[Any]:
+        gatherer = BlockGatherer(lambda *_: inserts, BatchLimits())
         writer = BlockWriter(lambda *_: inserts, BatchLimits(), SystemClock(), Metrics())
         blocks = AvroBlocks({1: RAW_TRADE}.get) if avro else RawBlocks()
-        return make_pipeline(settings, blocks, writer)
+        return make_pipeline(settings, blocks, gatherer, writer)
 
     with PipelineBench(make) as bench:
         for value in values:

@@ -57,7 +57,8 @@ def records(stack: StackEndpoints, topic: str) -> list[Record]:
 
 
 class Box:
-    """A topic and its dead letters: ours (a good trade, broken bytes), Connect's, and a frame."""
+    """A topic and its dead letters: ours (a good trade, broken bytes), Connect's, a frame, and
+    the good trade once more: two groups have refused it."""
 
     def __init__(self, stack: StackEndpoints, topic: str) -> None:
         self.topic, self.letters = topic, f"{topic}-dlq"
@@ -76,8 +77,8 @@ class Box:
         error = InvalidRecordError("bytes are left over", stage="decode")
         trace = [("traceparent", b"00-1-2-01")]
         with RecordWriter(kafka, Metrics(), "test") as writer:
-            for value in (self.trade, b"\xff broken"):
-                headers = [*trace, *error_headers(error, "decode", Origin(topic, 2, 7, 1))]
+            for offset, value in ((7, self.trade), (8, b"\xff broken")):
+                headers = [*trace, *error_headers(error, "decode", Origin(topic, 2, offset, 1))]
                 writer.produce(self.letters, value, key=b"T", headers=headers)
             connect = {
                 "topic": topic,
@@ -90,6 +91,8 @@ class Box:
             of_connect = [(f"__connect.errors.{k}", v.encode()) for k, v in connect.items()]
             writer.produce(self.letters, self.trade, key=b"T", headers=[*trace, *of_connect])
             writer.produce(self.letters, b"{}", headers=error_headers(error, "decode"))
+            again = error_headers(error, "decode", Origin(topic, 2, 7, 1))
+            writer.produce(self.letters, self.trade, key=b"T", headers=again)
 
 
 @pytest.fixture
@@ -101,7 +104,8 @@ def box(stack: StackEndpoints, unique: Callable[[str], str]) -> Iterator[Box]:
 
 def test_letters_are_listed_chosen_and_shown(box: Box) -> None:
     found = listed(box.topic)
-    assert [x["stage"] for x in found] == ["decode", "decode", "VALUE_CONVERTER", "decode"]
+    stages = [x["stage"] for x in found]
+    assert stages == ["decode", "decode", "VALUE_CONVERTER", "decode", "decode"]
     assert found[0]["origin"] == {
         "topic": box.topic, "partition": 2, "offset": 7, "timestamp": 1
     }  # fmt: skip
@@ -130,6 +134,8 @@ def test_letters_are_sent_back_once_and_the_mended_one_too(
     assert first.exit_code == 0, first.output
     again = run(*good)
     assert "0 sent back, 2 were before" in again.stdout
+    twin = run("replay", f"{box.letters}/0/4", "--yes")
+    assert "0 sent back, 1 were before" in twin.stdout
 
     fields = tmp_path / "mended.json"
     fields.write_text(json.dumps(trade_record("T", 2, 1_760_000_000_123)))

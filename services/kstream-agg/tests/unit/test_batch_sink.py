@@ -28,7 +28,7 @@ from kstream_agg.pipeline.steps import Shutdown
 from kstream_agg.pipeline.testing import PipelineBench
 from kstream_agg.sinks.batch_sink import BatchSinkSettings, make_pipeline
 from kstream_agg.sinks.batch_sink_blocks import AvroBlocks, RawBlocks, shape_of
-from kstream_agg.sinks.batch_sink_writer import BatchLimits, BlockWriter
+from kstream_agg.sinks.batch_sink_writer import BatchLimits, BlockGatherer, BlockWriter
 from kstream_agg.sinks.clickhouse_errors import InsertRefusedError, Refusal, server_error
 from kstream_agg.sinks.clickhouse_native import encode_block, misfits, parse_target
 from kstream_agg.sinks.clickhouse_tables import Prepared
@@ -246,8 +246,9 @@ class Sinking(PipelineBench):
 
         def make() -> Pipeline[Any]:
             writer = BlockWriter(lambda *_: table, chosen, self._writers_clock, Metrics())
+            gatherer = BlockGatherer(lambda *_: table, chosen)
             blocks = AvroBlocks(schemas.get) if avro else RawBlocks()
-            return make_pipeline(settings, blocks, writer)
+            return make_pipeline(settings, blocks, gatherer, writer)
 
         super().__init__(make, partitions=2)
 

@@ -14,6 +14,7 @@ from kstream_agg.kafka.dead_letters import (
     parse_selection,
 )
 from kstream_agg.kafka.dlq import Origin, failure_headers
+from kstream_agg.kafka.replays import identity_of
 from kstream_agg.kafka.topic_reader import Record, Span, TopicPart
 
 
@@ -65,6 +66,15 @@ def test_our_headers() -> None:
     assert (found.stage, found.error_class) == ("write", "CheckViolation")
     assert found.replayed_from == "t-dlq/0/1"
     assert found.original_headers() == [trace]
+
+
+def test_a_letter_is_known_by_its_record_where_it_says_enough() -> None:
+    ours = failure_headers("A", "b", "write", Origin("t", 1, 2, 3))
+    headers = [(name, v if isinstance(v, bytes) else None) for name, v in ours]
+    assert identity_of(letter(*headers)) == (Place("t", 1, 2), 3)
+    its_own = (Place("t-dlq", 0, 5), 1_000)
+    assert identity_of(of_connect(topic="t", partition="1", offset="2")) == its_own
+    assert identity_of(letter()) == its_own
 
 
 def test_connects_headers() -> None:

@@ -55,6 +55,10 @@ def check(*, as_json: bool) -> None:
     open_tools(SERVICE)
     settings = load_settings(BatchSinkSettings, SERVICE)
     with ClickHouse(settings.clickhouse) as client, TopicReader(settings.kafka) as reader:
+        there = {part.topic for part in reader.spans(settings.topics)}
+        for topic in settings.topics:
+            if topic not in there:
+                click.echo(f"there is no topic '{topic}'", err=True)
         result = OffsetsCheck(
             tuple(
                 report
@@ -87,7 +91,8 @@ def _show(result: OffsetsCheck) -> None:
             item.topic, str(item.partition), span, *map(str, figures), str(item.dead_letters)
         )
     console = output()
-    console.print(table)
+    if result.partitions:
+        console.print(table)
     for item in result.partitions:
         if item.examples:
             shown = ", ".join(map(str, item.examples))

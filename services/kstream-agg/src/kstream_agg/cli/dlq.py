@@ -174,7 +174,7 @@ def replay_command(  # noqa: PLR0913 - each option of a command is an argument
     yes: bool,
     **filters: str | None,
 ) -> None:
-    """Send dead letters back to the topics they come from, each exactly once.
+    """Send dead letters back to the topics they come from, each record exactly once.
 
     Key and headers are those the record had; the header "replayed.from" names the letter. What was
     sent back, where to, when and by whom is kept in the topic dlq-replays, written in the same
@@ -197,8 +197,9 @@ def replay_command(  # noqa: PLR0913 - each option of a command is an argument
     if value_file or record_file or edit:
         _only(letters, "a mended value")
         wanted = [_mend(wanted[0], settings.registry, value_file, record_file)]
-    due = [r for r in wanted if force or r.identity not in replays]
-    _announce(wanted, due)
+    fresh = [replay for replay in wanted if force or replay.identity not in replays]
+    due = list({replay.identity: replay for replay in fresh}.values())
+    _announce(due, before=len(wanted) - len(fresh), twins=len(fresh) - len(due))
     if dry_run:
         return
     if due and not yes:
@@ -210,7 +211,7 @@ def replay_command(  # noqa: PLR0913 - each option of a command is an argument
         for replay, audit, is_new in replayer.send(wanted, stop, again=force):
             _tell(replay, audit, is_new=is_new)
             sent += is_new
-    click.echo(f"{sent} sent back, {len(wanted) - len(due)} were before")
+    click.echo(f"{sent} sent back, {len(wanted) - len(fresh)} were before")
     if stop.is_set():
         sys.exit(1)
 
@@ -300,11 +301,13 @@ def _mend(
     return replace(replay, value=value)
 
 
-def _announce(wanted: Sequence[Replay], due: Sequence[Replay]) -> None:
+def _announce(due: Sequence[Replay], before: int, twins: int) -> None:
     for topic, count in sorted(Counter(replay.topic for replay in due).items()):
         click.echo(f"to send to {topic}: {count}", err=True)
-    if len(wanted) > len(due):
-        click.echo(f"sent back before: {len(wanted) - len(due)}", err=True)
+    if twins:
+        click.echo(f"further letters of the same records, not sent: {twins}", err=True)
+    if before:
+        click.echo(f"sent back before: {before}", err=True)
 
 
 def _tell(replay: Replay, audit: Audit, *, is_new: bool) -> None:

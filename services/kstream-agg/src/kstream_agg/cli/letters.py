@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kstream_agg.cli.tools import output
+from kstream_agg.kafka.replays import identity_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,8 +23,8 @@ _SHOWN: Final = 100  # characters of a message in the table
 
 
 def audits_of(replays: Mapping[Identity, list[Audit]], letter: DeadLetter) -> list[Audit]:
-    """What is known of sending this letter back, the oldest first."""
-    return replays.get((letter.place, letter.timestamp), [])
+    """What is known of sending this letter's record back, the oldest first."""
+    return replays.get(identity_of(letter), [])
 
 
 def letter_json(letter: DeadLetter, audits: Sequence[Audit]) -> dict[str, Any]:

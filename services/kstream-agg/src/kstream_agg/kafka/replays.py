@@ -7,8 +7,10 @@
 4. Commit. A replay that is killed before has sent nothing back; killed behind it, the next one
    finds the audit records.
 
-A letter is known by its place and the time it was written: a dead-letter topic that is deleted and
-made anew begins again with the same offsets.
+A letter is known by its record: where it stood, and when. A record that was set aside twice, by a
+reader that was killed before its commit or by two groups, is one and is sent back once. A letter
+that does not say so much (Connect's, or one that never was a record) is known by its own place and
+time. The time is there because a topic that is deleted and made anew begins with the same offsets.
 """
 
 from __future__ import annotations
@@ -33,7 +35,16 @@ if TYPE_CHECKING:
     from kstream_agg.core.settings import KafkaSettings, TopicSettings
     from kstream_agg.kafka.dead_letters import DeadLetter
 
-__all__ = ["AUDIT_TOPIC", "Audit", "Identity", "Replay", "Replayer", "audit_topic", "known_replays"]
+__all__ = [
+    "AUDIT_TOPIC",
+    "Audit",
+    "Identity",
+    "Replay",
+    "Replayer",
+    "audit_topic",
+    "identity_of",
+    "known_replays",
+]
 
 AUDIT_TOPIC: Final = "dlq-replays"
 _TRANSACTIONAL_ID: Final = "dlq-replay"
@@ -41,7 +52,7 @@ _TRANSACTIONAL_ID: Final = "dlq-replay"
 _CHUNK: Final = 500
 
 Identity = tuple[Place, int]
-"""A letter's place and timestamp."""
+"""A record's place and timestamp, or its letter's."""
 
 
 class Stand(msgspec.Struct, frozen=True):
@@ -74,9 +85,11 @@ class Audit(msgspec.Struct, frozen=True):
 
     @property
     def identity(self) -> Identity:
-        """Which letter it speaks of."""
-        place = Place(self.letter.topic, self.letter.partition, self.letter.offset)
-        return place, self.letter.timestamp
+        """Which letter it speaks of, as `identity_of`."""
+        known = self.letter
+        if self.origin is not None and self.origin.timestamp >= 0:
+            known = self.origin
+        return Place(known.topic, known.partition, known.offset), known.timestamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +111,15 @@ class Replay:
     @property
     def identity(self) -> Identity:
         """Which letter it is."""
-        return self.letter.place, self.letter.timestamp
+        return identity_of(self.letter)
+
+
+def identity_of(letter: DeadLetter) -> Identity:
+    """By what a letter is known; see the module."""
+    origin = letter.origin
+    if origin is not None and origin.timestamp >= 0:
+        return Place(origin.topic, origin.partition, origin.offset), origin.timestamp
+    return letter.place, letter.timestamp
 
 
 def audit_topic(settings: TopicSettings) -> TopicConfiguration:
@@ -155,7 +176,7 @@ class Replayer:
         """Send back what has not been; see the module's docstring.
 
         Args:
-            replays: What to send.
+            replays: What to send; of several letters of one record the first.
             stop: Ends it between two transactions, and every wait.
             again: Also what has been sent back before.
 
@@ -171,12 +192,13 @@ class Replayer:
         # 2.
         with TopicReader(self._settings, "dlq-replay") as reader:
             known = known_replays(reader)
-        due = []
+        chosen: dict[Identity, Replay] = {}
         for replay in replays:
             if replay.identity in known and not again:
                 yield replay, known[replay.identity][-1], False
             else:
-                due.append(replay)
+                chosen.setdefault(replay.identity, replay)
+        due = list(chosen.values())
         for begin in range(0, len(due), _CHUNK):
             if stop.is_set():
                 return

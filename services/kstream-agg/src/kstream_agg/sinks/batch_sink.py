@@ -1,11 +1,12 @@
 """The batch-sink: topics to ClickHouse in batches, as a pipeline; settings and composition root.
 
-polled messages ─► map: columns ─► reduce: batches, written ─► commit
-                        └── bad records ──────┴──► {topic}-dlq
+polled messages ─► map: columns ─► reduce: batches ─► reduce: written ─► commit
+                        └── bad records ─────────────────────┴──► {topic}-dlq
 """
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -21,12 +22,13 @@ from kstream_agg.core.settings import SettingsGroup
 from kstream_agg.kafka.registry import SchemaRegistry
 from kstream_agg.pipeline.definition import Pipeline
 from kstream_agg.pipeline.failures import DeadLetterTopic, StopAfter
+from kstream_agg.pipeline.memory import collect_less_often
 from kstream_agg.pipeline.run import serve_pipeline
 from kstream_agg.pipeline.settings import PipelineSettings
 from kstream_agg.pipeline.steps import Shutdown
 from kstream_agg.pipeline.workers import announce_worker, is_worker, run_workers
 from kstream_agg.sinks.batch_sink_blocks import AvroBlocks, RawBlocks, shape_of
-from kstream_agg.sinks.batch_sink_writer import BatchLimits, BlockWriter
+from kstream_agg.sinks.batch_sink_writer import BatchLimits, BlockGatherer, BlockWriter
 from kstream_agg.sinks.clickhouse import ClickHouse, ClickHouseSettings
 from kstream_agg.sinks.clickhouse_tables import Inserts
 from kstream_agg.sinks.settings import comma_texts
@@ -44,7 +46,7 @@ __all__ = ["SERVICE", "STAGES", "BatchSinkSettings", "SinkSettings", "run_batch_
 _log = get_logger(__name__)
 
 SERVICE: Final = "batch-sink"
-STAGES: Final = frozenset({"map to_rows", "reduce 1 clickhouse"})
+STAGES: Final = frozenset({"map to_rows", "reduce 2 clickhouse"})
 """The pipeline's steps, as its dead letters name them."""
 
 # A registry that has just started does not know yet what it knows.
@@ -121,13 +123,14 @@ class BatchSinkSettings(PipelineSettings):
 
 
 def make_pipeline(
-    settings: BatchSinkSettings, blocks: BlockMaker, writer: BlockWriter
+    settings: BatchSinkSettings, blocks: BlockMaker, gatherer: BlockGatherer, writer: BlockWriter
 ) -> Pipeline[None]:
     """The sink's steps."""
     to_rows: Callable[..., Block] = blocks.to_rows
     return (
         Pipeline(*settings.topics, group=settings.sink.group_id)
         .map_batch(to_rows)
+        .reduce(gatherer)
         .reduce(writer)
         .on_error(
             StopAfter(ratio=settings.sink.stop_ratio, at_least=_RATIO_AT_LEAST), DeadLetterTopic()
@@ -150,6 +153,7 @@ def run_batch_sink(settings: BatchSinkSettings) -> None:
         return
     with run_service(SERVICE, settings) as ctx, ExitStack() as opened:
         announce_worker(ctx)
+        collect_less_often()
         client = opened.enter_context(
             ClickHouse(settings.clickhouse, frozenset(settings.sink.data_codes))
         )
@@ -159,27 +163,37 @@ def run_batch_sink(settings: BatchSinkSettings) -> None:
             registry = SchemaRegistry(settings.registry, doubt_s=_REGISTRY_DOUBT_S)
             blocks = AvroBlocks(opened.enter_context(registry).schema_by_id)
             _check_schemas(registry, settings.topics)
-        writer = _make_writer(settings, client, ctx)
-        serve_pipeline(make_pipeline(settings, blocks, writer), settings, ctx)
+        steps = _make_steps(settings, client, ctx)
+        serve_pipeline(make_pipeline(settings, blocks, *steps), settings, ctx)
 
 
-def _make_writer(
+def _make_steps(
     settings: BatchSinkSettings, client: ClickHouse, ctx: ServiceContext
-) -> BlockWriter:
+) -> tuple[BlockGatherer, BlockWriter]:
     made: list[Inserts] = []
+    making = threading.Lock()
 
     @cache
-    def inserts(topic: str, shape: Shape) -> Inserts:
+    def make(topic: str, shape: Shape) -> Inserts:
         new = Inserts(client, settings.table(topic), shape, create=settings.sink.create)
         made.append(new)
         return new
 
+    def inserts(topic: str, shape: Shape) -> Inserts:
+        # Both steps ask, each in its thread.
+        with making:
+            return make(topic, shape)
+
     def look_again() -> None:
         client.forget()
-        for known in made:
+        for known in tuple(made):
             known.forget()
 
-    return BlockWriter(inserts, settings.batch_limits, ctx.clock, ctx.metrics, look_again)
+    limits = settings.batch_limits
+    return (
+        BlockGatherer(inserts, limits),
+        BlockWriter(inserts, limits, ctx.clock, ctx.metrics, look_again),
+    )
 
 
 def _check_schemas(registry: SchemaRegistry, topics: tuple[str, ...]) -> None:

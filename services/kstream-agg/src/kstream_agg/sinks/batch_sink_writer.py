@@ -1,6 +1,8 @@
-"""The reduce step that writes batches into ClickHouse: all rows, or all but those that cannot be.
+"""The reduce steps of the batch-sink: one gathers blocks and makes batches ready, one writes them.
 
-What an insert is refused for decides:
+While ClickHouse works on one batch, the next is read, decoded and made ready: a step is a thread.
+Written is all of a batch, or all of its rows but those that cannot be. What an insert is refused
+for decides:
 
 - for its data: the batch is halved until single rows are refused; these alone go to the error step;
 - for its size, or because the server has too much to do: it is tried again, then halved; a row is
@@ -13,6 +15,7 @@ tried again with growing waits, and reading pauses meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from kstream_agg.sinks.batch_sink_blocks import Block
     from kstream_agg.sinks.clickhouse_tables import Prepared, Shape
 
-__all__ = ["BatchLimits", "BlockWriter", "TableInserts"]
+__all__ = ["BatchLimits", "BlockGatherer", "BlockWriter", "Gathered", "TableInserts"]
 
 _log = get_logger(__name__)
 
@@ -89,6 +92,10 @@ class _Part:
 
     piece: Piece
     attempts: int = 0
+    prepared: Prepared | None = None
+    """Made of it ahead; None: to be made, as for the halves of one that was."""
+    name: str | None = None
+    """Names its rows, as `_name_rows`; made ahead too."""
 
     @property
     def rows(self) -> int:
@@ -103,19 +110,68 @@ class _Part:
 
 
 @dataclass(slots=True)
-class _Batch:
-    """The open batch."""
+class Gathered:
+    """A batch on its way to ClickHouse."""
 
-    blocks: list[Block] = field(default_factory=list)
-    records: int = 0
-    size: int = 0
-    todo: list[_Part] | None = None
-    """Once it is being written: what is left, the next last."""
+    todo: list[_Part]
+    """What is left to be written, the next last."""
     failed: dict[int, Exception] = field(default_factory=dict)
+    """Place of a row in the batch to why it cannot be."""
 
 
-class BlockWriter(Reducer["Block", None]):
-    """Gathers blocks and writes them.
+class BlockGatherer(Reducer["Block", Gathered]):
+    """Gathers blocks into batches, and makes what ClickHouse is sent of them.
+
+    Args:
+        inserts: Gives what writes rows of a topic and shape; always the same for the same.
+        limits: Of a batch.
+    """
+
+    def __init__(self, inserts: Callable[[str, Shape], TableInserts], limits: BatchLimits) -> None:
+        self.seconds = limits.seconds
+        self.on_shutdown = limits.on_shutdown
+        self._inserts = inserts
+        self._limits = limits
+        self._blocks: list[Block] = []
+        self._records = self._size = 0
+
+    @property
+    def name(self) -> str:
+        """What logs and metrics call it."""
+        return "batches"
+
+    def add(self, item: Block) -> None:
+        """Add a block."""
+        self._blocks.append(item)
+        self._records += item.records
+        self._size += item.size
+
+    def is_full(self) -> bool:
+        """Whether count or bytes is reached."""
+        return self._records >= self._limits.count or self._size >= self._limits.bytes
+
+    def reset(self) -> None:
+        """Discard the batch."""
+        self._blocks = []
+        self._records = self._size = 0
+
+    def flush(self) -> Gathered:
+        """The batch, made ready where that can be done now."""
+        batch = Gathered(_parts(self._blocks))
+        self.reset()
+        for part in batch.todo:
+            part.name = _name_rows(part.piece)
+            # Whatever it is (a server that is away, a table that does not fit), the writer meets
+            # it too, and knows when to try again.
+            with contextlib.suppress(Exception):
+                part.prepared = self._inserts(part.piece.topic, part.piece.shape).prepare(
+                    part.piece.frame
+                )
+        return batch
+
+
+class BlockWriter(Reducer[Gathered, None]):
+    """Writes batches, one after the other.
 
     Args:
         inserts: Gives what writes rows of a topic and shape; always the same for the same.
@@ -133,13 +189,13 @@ class BlockWriter(Reducer["Block", None]):
         metrics: Metrics,
         on_trouble: Callable[[], None] = lambda: None,
     ) -> None:
-        self.seconds = limits.seconds
+        # The gatherer's, for a batch that waits for the server's return.
         self.on_shutdown = limits.on_shutdown
         self._inserts = inserts
         self._limits = limits
         self._clock = clock
         self._on_trouble = on_trouble
-        self._batch = _Batch()
+        self._batch: Gathered | None = None
         # Tokens of another run never match: a topic that is read again is written again.
         self._run = uuid.uuid4().hex
         self._wait_s = _FIRST_WAIT_S
@@ -155,20 +211,17 @@ class BlockWriter(Reducer["Block", None]):
         """What logs, metrics and dead letters call it."""
         return "clickhouse"
 
-    def add(self, item: Block) -> None:
-        """Add a block."""
-        self._batch.blocks.append(item)
-        self._batch.records += item.records
-        self._batch.size += item.size
+    def add(self, item: Gathered) -> None:
+        """Take a batch."""
+        self._batch = item
 
     def is_full(self) -> bool:
-        """Whether count or bytes is reached."""
-        batch, limits = self._batch, self._limits
-        return batch.records >= limits.count or batch.size >= limits.bytes
+        """With each batch."""
+        return self._batch is not None
 
     def reset(self) -> None:
         """Discard the batch."""
-        self._batch = _Batch()
+        self._batch = None
 
     def flush(self) -> None:
         """Write the batch; what was written of it before an outage is not written again.
@@ -180,18 +233,17 @@ class BlockWriter(Reducer["Block", None]):
         if self._not_before is not None and self._clock.monotonic() < self._not_before:
             raise UnavailableError(self._reason)
         batch = self._batch
-        if batch.todo is None:
-            batch.todo = _parts(batch.blocks)
-            batch.blocks = []
+        if batch is None:
+            return
         try:
             while batch.todo:
                 self._write(batch.todo, batch.failed)
         except UnavailableError as error:
-            self._postpone(error)
+            self._postpone(error, batch)
             raise
         except Exception as error:
             # Whatever it is, it does not prove a single row bad.
-            self._postpone(error)
+            self._postpone(error, batch)
             raise UnavailableError(str(error) or type(error).__name__) from error
         self._not_before, self._wait_s = None, _FIRST_WAIT_S
         failed = batch.failed
@@ -206,7 +258,7 @@ class BlockWriter(Reducer["Block", None]):
         """Write the last part of what is to be done, or put its halves in its place."""
         part = todo[-1]
         inserts = self._inserts(part.piece.topic, part.piece.shape)
-        prepared = inserts.prepare(part.piece.frame)
+        prepared = part.prepared = part.prepared or inserts.prepare(part.piece.frame)
         if prepared.rows:
             part.attempts += 1
             began = self._clock.monotonic()
@@ -245,10 +297,13 @@ class BlockWriter(Reducer["Block", None]):
         half = part.rows // 2
         todo += [part.slice(half, part.rows), part.slice(0, half)]
 
-    def _postpone(self, error: Exception) -> None:
+    def _postpone(self, error: Exception, batch: Gathered) -> None:
         """Leave the server alone for a while, longer each time."""
         self._outcomes.labels("unavailable").inc()
         self._on_trouble()
+        for part in batch.todo:
+            # The table may be another one by then.
+            part.prepared = None
         self._reason = str(error)
         self._not_before = self._clock.monotonic() + self._wait_s
         if not isinstance(error, KStreamError) and self._wait_s == _FIRST_WAIT_S:
@@ -259,15 +314,19 @@ class BlockWriter(Reducer["Block", None]):
 
     def _token(self, part: _Part) -> str:
         """Names the rows of an insert, and this run."""
-        place = part.piece.shape.place
-        frame = part.piece.frame
-        spans = frame.group_by(place.partition).agg(
-            pl.col(place.offset).min().alias("first"),
-            pl.col(place.offset).max().alias("last"),
-            pl.len().alias("rows"),
-        )
-        rows = spans.sort(place.partition).rows()
-        return f"{self._run} {part.piece.topic} {rows}"
+        part.name = part.name or _name_rows(part.piece)
+        return f"{self._run} {part.name}"
+
+
+def _name_rows(piece: Piece) -> str:
+    """Topic, and of each partition the first and last offset and how many rows."""
+    place = piece.shape.place
+    spans = piece.frame.group_by(place.partition).agg(
+        pl.col(place.offset).min().alias("first"),
+        pl.col(place.offset).max().alias("last"),
+        pl.len().alias("rows"),
+    )
+    return f"{piece.topic} {spans.sort(place.partition).rows()}"
 
 
 def _parts(blocks: list[Block]) -> list[_Part]:

@@ -8,6 +8,7 @@ for every query once the server has merged.
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -112,15 +113,17 @@ class Prepared:
         block: The rows that fit, in the Native format; empty when there are none.
         rows: How many.
         refused: Row to why the table cannot hold it.
+        columns: Names of the block's columns.
     """
 
     block: bytes
     rows: int
     refused: dict[int, InvalidRecordError]
+    columns: tuple[str, ...] = ()
 
 
 class Inserts:
-    """Writes frames into the table of one topic.
+    """Writes frames into the table of one topic; one thread may prepare while another writes.
 
     Args:
         client: The server.
@@ -136,6 +139,7 @@ class Inserts:
         self.table = table
         self._name = f"{identifier(client.database)}.{identifier(table)}"
         self._targets: list[Target] | None = None
+        self._looking = threading.Lock()
 
     def forget(self) -> None:
         """Look the table up again: it, or the server, may be another one now."""
@@ -160,7 +164,8 @@ class Inserts:
             fits[list(refused)] = False
             frame = frame.filter(pl.Series(fits))
         block = encode_block(targets, frame) if frame.height else b""
-        return Prepared(block, frame.height, refused)
+        columns = tuple(target.name for target in targets)
+        return Prepared(block, frame.height, refused, columns)
 
     def write(self, prepared: Prepared, token: str) -> None:
         """Insert a block.
@@ -170,7 +175,7 @@ class Inserts:
             UnavailableError: The server does not answer, or cannot do it now.
             SettingsError: It refuses the user.
         """
-        columns = ", ".join(identifier(target.name) for target in self._columns())
+        columns = ", ".join(map(identifier, prepared.columns))
         statement = f"INSERT INTO {self._name} ({columns}) FORMAT Native"
         digest = hashlib.sha256(f"{self._name} {token}".encode()).hexdigest()
         self._client.insert(statement, prepared.block, digest)
@@ -185,17 +190,23 @@ class Inserts:
     # --- the table -------------------------------------------------------------------------
 
     def _columns(self) -> list[Target]:
-        if self._targets is None:
+        with self._looking:
+            # Whoever forgets it does not wait for a look-up to end.
+            targets = self._targets
+            if targets is None:
+                targets = self._targets = self._find_columns()
+            return targets
+
+    def _find_columns(self) -> list[Target]:
+        found = self._look_up()
+        if not found:
+            self._make()
             found = self._look_up()
-            if not found:
-                self._make()
-                found = self._look_up()
-            missing = [name for name in self._shape.kinds() if name not in found]
-            if missing and not self._shape.optional:
-                self._add(missing)
-                found = self._look_up()
-            self._targets = self._match(found)
-        return self._targets
+        missing = [name for name in self._shape.kinds() if name not in found]
+        if missing and not self._shape.optional:
+            self._add(missing)
+            found = self._look_up()
+        return self._match(found)
 
     def _match(self, found: Mapping[str, str]) -> list[Target]:
         place = self._shape.place

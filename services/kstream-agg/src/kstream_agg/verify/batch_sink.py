@@ -123,17 +123,18 @@ def check_topic(
         ContractError: The table is not there, or not one of the sink's.
         UnavailableError: Kafka or ClickHouse does not answer.
     """
-    rows = _Rows(tables, topic, table)
     positions = topics.positions(group)
-    spans = topics.spans([topic])
+    spans = {part: span for part, span in topics.spans([topic]).items() if part in positions}
+    if not spans:
+        # Before the first commit there need be no table either.
+        return []
+    rows = _Rows(tables, topic, table)
     final = rows.counts(final=True) if rows.can_merge else rows.counts(final=False)
     plain = rows.counts(final=False)
     dead: set[tuple[int, int]] | None = None
     reports = []
     for part, span in sorted(spans.items()):
-        position = positions.get(part)
-        if position is None:
-            continue
+        position = positions[part]
         due = Span(min(span.begin, position.offset), position.offset)
         known = Span(span.begin, max(span.begin, min(position.offset, span.end)))
         holes = rows.holes(part.partition, known)
