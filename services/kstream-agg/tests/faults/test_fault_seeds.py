@@ -23,8 +23,8 @@ DISCONNECTS = 50
 
 
 @pytest.fixture
-def market(stack: StackEndpoints) -> Iterator[Market]:
-    made = Market(stack.bootstrap_servers, stack.registry_url, instruments=300)
+def market(broken_stack: StackEndpoints) -> Iterator[Market]:
+    made = Market(broken_stack.bootstrap_servers, broken_stack.registry_url, instruments=300)
     yield made
     made.remove()
 

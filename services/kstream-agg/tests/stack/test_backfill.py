@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
+from recordings import write_csv_gz, write_jsonl
 
 from kstream_agg.cli.main import cli
 from kstream_agg.core.errors import ContractError, SettingsError, UnavailableError
@@ -19,12 +20,13 @@ from kstream_agg.deribit.simulator import simulator_in_thread
 from kstream_agg.deribit.testing import Market, ProducerThread, play_unheard, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from click.testing import Result
 
     from kstream_agg.deribit.recording import Recording
+    from kstream_agg.deribit.recording_formats import WireTrade
     from kstream_agg.stack.endpoints import StackEndpoints
 
 pytestmark = pytest.mark.stack
@@ -168,14 +170,18 @@ def test_a_wrong_request_is_told_in_a_sentence(market: Market) -> None:
     assert "is not a time" in str(unreadable.exception)
 
 
-def test_a_recorded_file_is_a_source_that_resumes_and_ends(market: Market, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "write"), [("session.jsonl", write_jsonl), ("session.csv.gz", write_csv_gz)]
+)
+def test_a_recorded_file_is_a_source_that_resumes_and_ends(
+    market: Market, tmp_path: Path, name: str, write: Callable[[Path, tuple[WireTrade, ...]], Path]
+) -> None:
     recording = generate_trades(seed=11, count=2_500, instruments=market.instruments)
-    lines = [json.dumps(trade) for trade in recording.trades]
-    file = tmp_path / "session.jsonl"
+    file = tmp_path / name
     settings = market.settings("ws://127.0.0.1:9/", source=SourceSettings(recording=file))
     repeated = 0.0
     for count in (1_000, 2_500):  # the second time it holds what the first one held, and more
-        file.write_text("\n".join(lines[:count]), encoding="utf-8")
+        write(file, recording.trades[:count])
         with ProducerThread(settings) as producer:
             producer.join()
         assert producer.failure is None
