@@ -188,6 +188,9 @@ class Reader(Assigned, Scoped, Generic[T]):
     def commit(self) -> None:
         """Commit the place behind the last record that was handed out, in each partition.
 
+        Where none was, that is where the reader began with what comes next (`latest`), an offset
+        or a time, so that whoever takes over misses nothing.
+
         Raises:
             ContractError: The reader is in no group.
             KStreamError: The group refuses, or does not answer.
