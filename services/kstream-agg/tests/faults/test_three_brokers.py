@@ -117,7 +117,8 @@ def test_the_tutorial_says_what_happens(own_ports: dict[str, str], tmp_path: Pat
             if expected is not None:
                 assert like(expected).fullmatch(done.stdout), f"{commands}\n{done.stdout}"
                 seen.append(expected)
-        assert not control.read_status(folder).components
+        ended = control.read_status(folder)
+        assert [each.process for each in ended.components] == [None, None, None]
     finally:
         control.down(folder)
     assert len(seen) == 10
