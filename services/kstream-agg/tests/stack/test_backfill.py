@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
+from exchange import numbers
 from recordings import write_csv_gz, write_jsonl
 
 from kstream_agg.cli.main import cli
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from kstream_agg.deribit.recording import Recording
     from kstream_agg.deribit.recording_formats import WireTrade
     from kstream_agg.stack.endpoints import StackEndpoints
 
@@ -53,10 +53,6 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(cli, list(arguments))
 
 
-def numbers(recording: Recording) -> set[tuple[str, int]]:
-    return {(trade["instrument_name"], trade["trade_seq"]) for trade in recording.trades}
-
-
 def test_the_running_producer_fetches_a_period_and_repeats_are_not_written(market: Market) -> None:
     recording = generate_trades(seed=8, count=3_000, instruments=market.instruments)
     times = [trade["timestamp"] for trade in recording.trades]
@@ -78,7 +74,7 @@ def test_the_running_producer_fetches_a_period_and_repeats_are_not_written(marke
                 wrong = invoke("backfill", "--channel", "trades.spot.BTC.agg2", *half[3:])
                 assert isinstance(wrong.exception, ContractError)
                 assert "has no channel" in str(wrong.exception)
-            wait_for(lambda: numbers(recording) <= market.read().trades.keys(), "the period")
+            wait_for(lambda: numbers(recording.trades) <= market.read().trades.keys(), "the period")
     assert producer.failure is None
     content = market.read()
     assert content.differences(content.without_holes()) == ""
@@ -102,7 +98,7 @@ def test_a_period_is_fetched_without_a_producer(market: Market) -> None:
             result = CliRunner(env=variables).invoke(cli, arguments + period)
             assert result.exit_code == 0, result.output
     content = market.read()
-    assert content.differences(numbers(recording)) == ""
+    assert content.differences(numbers(recording.trades)) == ""
     assert content.backfilled == 3_000
 
 
@@ -189,5 +185,5 @@ def test_a_recorded_file_is_a_source_that_resumes_and_ends(
         repeated = producer.value("kstream_trades_repeated_total", topic=market.topic)
     assert repeated < 100
     content = market.read()
-    assert content.differences(numbers(recording)) == ""
+    assert content.differences(numbers(recording.trades)) == ""
     assert content.backfilled == 0
