@@ -19,8 +19,8 @@ __all__ = ["measure"]
 _RECORDS: Final = 30_000
 _READ: Final = 300_000
 _ASKED: Final = {"write": 0.90, "read": 0.85}
-# A write lasts a tenth of a second: more of them, or one pause of the broker's decides.
-_REPEATS: Final = 3
+# A write lasts a tenth of a second: more of them, or a few pauses of the broker's decide.
+_REPEATS: Final = 10
 
 
 def measure(endpoints: StackEndpoints, folder: Path, runs: int) -> Iterator[Measurement]:

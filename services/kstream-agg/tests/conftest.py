@@ -36,7 +36,7 @@ __all__ = ["local_cluster"]
 
 # Names a running stack's data folder that is to be used instead of a new one: faster, by hand.
 _RUNNING = "KSTREAM_TEST_STACK"
-# One suspends the shared Postgres, the others query it.
+# One suspends the shared Postgres, the others query it; three brokers are started once for all.
 _TOGETHER = dict.fromkeys(
     (
         "test_recompute",
@@ -46,6 +46,8 @@ _TOGETHER = dict.fromkeys(
         "test_verify_run",
     ),
     "postgres",
+) | dict.fromkeys(
+    ("test_kafka_api", "test_kafka_cli", "test_kafka_cluster", "test_kafka_groups"), "brokers"
 )
 _SHARED = pytest.StashKey[Path]()
 

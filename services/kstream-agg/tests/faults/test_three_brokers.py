@@ -19,7 +19,9 @@ from click.testing import CliRunner
 from kstream_agg.cli.main import cli
 from kstream_agg.core.errors import KStreamError, StackError
 from kstream_agg.kafka import KafkaCluster, Record, TopicConfiguration
+from kstream_agg.stack import control
 from kstream_agg.stack.brokers import Watcher
+from kstream_agg.stack.ports import free_block, free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +87,68 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.1)
 
 
+# The first of the module: the brokers that it starts and ends are not to run beside the others'.
+@pytest.mark.faults
+@pytest.mark.timeout(400)
+def test_the_tutorial_says_what_happens(own_ports: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    environment = {
+        **os.environ,
+        **own_ports,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "KSTREAM__DATA_DIR": str(folder),
+        "KSTREAM_STACK_DIR": str(folder),
+        "KSTREAM_CONFIG_DIR": str(CHECKOUT / "config"),
+    }
+    seen = []
+    try:
+        for commands, expected in tutorial():
+            done = subprocess.run(
+                ["sh", "-c", commands],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=DEADLINE_S,
+            )
+            assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
+            assert "Traceback" not in done.stderr
+            if expected is not None:
+                assert like(expected).fullmatch(done.stdout), f"{commands}\n{done.stdout}"
+                seen.append(expected)
+        ended = control.read_status(folder)
+        assert [each.process for each in ended.components] == [None, None, None]
+    finally:
+        control.down(folder)
+    assert len(seen) == 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+@pytest.fixture
+def own_ports() -> dict[str, str]:
+    kafka, controller = free_ports(2)
+    ports = {"KAFKA": kafka, "KAFKA_CONTROLLER": controller, "KAFKA_MORE": free_block(4)}
+    return {f"KSTREAM__PORTS__{name}": str(port) for name, port in ports.items()}
+
+
+def tutorial() -> list[tuple[str, str | None]]:
+    """The tutorial's blocks of commands with the output shown behind each."""
+    text = (CHECKOUT / "docs" / "tutorial.md").read_text("utf-8")
+    blocks = re.findall(
+        r"^```sh\n(.*?)^```\n(?:\n^```text\n(.*?)^```)?", text, re.DOTALL | re.MULTILINE
+    )
+    # The checkout's own environment is another one here.
+    path = "PATH=$PWD/.venv/bin:$PATH\n"
+    assert blocks[0][0].startswith(path)
+    return [(block.removeprefix(path), shown or None) for block, shown in blocks]
+
+
+def like(shown: str) -> re.Pattern[str]:
+    """What a shown output stands for: `#` is any number."""
+    return re.compile(re.escape(shown).replace(r"\#", r"\d+"))
+
+
 @pytest.mark.parametrize(
     "rounds",
     [
@@ -136,55 +200,6 @@ def differences(cluster: LocalCluster, topic: str, written: int) -> str:
         said.append(f"{len(missing)} missing, {len(found) - len(set(found))} twice")
     said += [f"partition {n} out of order" for n, each in seen.items() if each != sorted(each)]
     return "; ".join(said)
-
-
-@pytest.mark.faults
-@pytest.mark.timeout(400)
-def test_the_tutorial_says_what_happens(local_cluster: LocalCluster, tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        # The cluster of this test in place of the one that the tutorial starts and ends.
-        "KSTREAM__DATA_DIR": str(local_cluster.data_dir),
-        "KSTREAM_STACK_DIR": str(local_cluster.data_dir),
-        "KSTREAM_CONFIG_DIR": str(CHECKOUT / "config"),
-    }
-    seen = []
-    for commands, expected in tutorial():
-        done = subprocess.run(
-            ["sh", "-c", commands],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=DEADLINE_S,
-        )
-        assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
-        if expected is not None:
-            assert like(expected).fullmatch(done.stdout), f"{commands}\n{done.stdout}"
-            seen.append(expected)
-    assert len(seen) == 9
-    assert local_cluster.brokers.status().is_whole
-
-
-def tutorial() -> list[tuple[str, str | None]]:
-    """The blocks of commands with the output shown behind each, but for start and end."""
-    text = (CHECKOUT / "docs" / "tutorial.md").read_text("utf-8")
-    blocks = re.findall(
-        r"^```sh\n(.*?)^```\n(?:\n^```text\n(.*?)^```)?", text, re.DOTALL | re.MULTILINE
-    )
-    own = ("kstream-agg cluster up --brokers 3", "kstream-agg cluster down")
-    assert [sum(line in block.splitlines() for block, _ in blocks) for line in own] == [1, 1]
-    skipped = re.compile(f"^({'|'.join(own)}|PATH=.*)$", re.MULTILINE)
-    kept = [(skipped.sub("", block), shown) for block, shown in blocks]
-    return [(block, shown or None) for block, shown in kept if block.strip()]
-
-
-def like(shown: str) -> re.Pattern[str]:
-    """What a shown output stands for: `#` is any number."""
-    return re.compile(re.escape(shown).replace(r"\#", r"\d+"))
 
 
 @pytest.mark.faults

@@ -1,4 +1,4 @@
-"""`topics`, `groups`, `producer` and `consumer` against the real broker, as scripts call them."""
+"""`topics`, `groups`, `producer` and `consumer` on three brokers, as scripts call them."""
 
 from __future__ import annotations
 
@@ -9,35 +9,14 @@ from click.testing import CliRunner
 
 from kstream_agg.cli.main import cli
 from kstream_agg.core.errors import ContractError, KStreamError
-from kstream_agg.kafka import KafkaCluster, Record, TopicConfiguration, TopicPartition
+from kstream_agg.kafka import Record, TopicPartition
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kstream_agg.stack.endpoints import StackEndpoints
+    from kstream_agg.kafka import KafkaCluster
 
-pytestmark = pytest.mark.stack
-
-
-@pytest.fixture(autouse=True)
-def brokers(stack: StackEndpoints, monkeypatch: pytest.MonkeyPatch) -> str:
-    # Set before, so that what the commands set is taken back too.
-    monkeypatch.setenv("KSTREAM__KAFKA__BOOTSTRAP_SERVERS", "")
-    monkeypatch.delenv("KSTREAM__KAFKA__BOOTSTRAP_SERVERS")
-    monkeypatch.setenv("KAFKA_BROKERS", stack.bootstrap_servers)
-    return stack.bootstrap_servers
-
-
-@pytest.fixture
-def cluster(brokers: str) -> KafkaCluster:
-    return KafkaCluster(brokers, "cli-tests")
-
-
-@pytest.fixture
-def topic(cluster: KafkaCluster, unique: Callable[[str], str]) -> str:
-    name = unique("cli")
-    cluster.create_topics([TopicConfiguration(name, partitions=3)])
-    return name
+pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("brokers")]
 
 
 def run(*arguments: str, text: str = "", code: int = 0) -> str:
@@ -62,6 +41,8 @@ def test_topics_are_made_listed_described_altered_and_deleted(unique: Callable[[
     described = run("topics", "describe", name)
     assert "retention.ms=604800000" in described
     assert sum(line.startswith("│") for line in described.splitlines()) == 4
+    rows = [line.split("│") for line in described.splitlines() if line.startswith("│")]
+    assert [sorted(row[3].strip().split(", ")) for row in rows] == 4 * [["1", "2", "3"]]
     assert "aborted" in run("topics", "delete", name, text="n\n", code=1).lower()
     assert run("topics", "delete", name, "--yes") == f"topic {name} is deleted\n"
     with pytest.raises(ContractError, match="there is no topic"):
@@ -87,10 +68,10 @@ def test_records_are_sent_and_polled(topic: str) -> None:
 
 
 def test_a_group_polls_is_described_moved_and_forgotten(
-    topic: str, cluster: KafkaCluster, unique: Callable[[str], str]
+    topic: str, three: KafkaCluster, unique: Callable[[str], str]
 ) -> None:
     group = unique("cli-group")
-    with cluster.writer_for_partition(TopicPartition(topic, 1)) as writer:
+    with three.writer_for_partition(TopicPartition(topic, 1)) as writer:
         for number in range(4):
             writer.produce(Record(b"%d" % number))
     poll = ("consumer", "poll", topic, "--group", group, "--from", "earliest", "--timeout", "30")
@@ -105,6 +86,34 @@ def test_a_group_polls_is_described_moved_and_forgotten(
     assert run("consumer", "leave-group", group) == f"group {group} is gone\n"
     with pytest.raises(ContractError, match="there is no group"):
         run("groups", "lag", group)
+
+
+def test_scripts_keep_a_subscription_in_a_group(
+    topic: str, three: KafkaCluster, unique: Callable[[str], str]
+) -> None:
+    group = unique("cli-group")
+    with pytest.raises(ContractError, match="is subscribed to nothing"):
+        run("consumer", "poll", "--group", group)
+    assert "name topics" in run("consumer", "poll", code=2)
+    run("producer", "send", topic, "before")
+    said = run("consumer", "join-group", group, topic)
+    assert said == f"group {group} is subscribed to {topic}\n"
+    # Nobody reads, and nothing is missed, in partitions that are added meanwhile neither.
+    run("producer", "send", topic, "after")
+    three.alter_topic(topic, partitions=4)
+    with three.writer_for_partition(TopicPartition(topic, 3)) as writer:
+        writer.produce_and_flush(Record(b"added"))
+    poll = ("consumer", "poll", "--group", group, "--timeout", "30", "--count", "1")
+    found = [run(*poll), run(*poll)]
+    assert sorted(line.split()[-1] for line in found) == ["added", "after"]
+    run("producer", "send", topic, "passed over")
+    said = run("consumer", "unsubscribe", topic, "--group", group)
+    assert said == f"group {group} is subscribed to nothing\n"
+    run("consumer", "join-group", group, topic)
+    run("producer", "send", topic, "new")
+    said = run("consumer", "subscribe", "--group", group, "--count", "1")
+    assert said.split()[-1] == "new"
+    assert run("consumer", "leave-group", group) == f"group {group} is gone\n"
 
 
 def test_a_producers_lines_come_from_a_script(unique: Callable[[str], str]) -> None:

@@ -93,7 +93,10 @@ def test_an_absent_broker_is_one_sentence_with_a_remedy() -> None:
     absent = KafkaCluster(KafkaSettings(bootstrap_servers=NOBODY_LISTENS), "tests")
     with pytest.raises(UnavailableError, match=NOBODY_LISTENS) as caught:
         absent.writer("t")
+    assert "no Kafka broker answers" in str(caught.value)
     assert "is Kafka running" in str(caught.value.remedy)
+    with pytest.raises(UnavailableError, match="listing the groups"):
+        absent.groups.names()
     with pytest.raises(UnavailableError, match="no Kafka broker answers") as caught:
         absent.wait_for_brokers(threading.Event(), timeout_s=1)
     assert caught.value.remedy is not None

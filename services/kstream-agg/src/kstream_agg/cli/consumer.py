@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from kstream_agg.cli.kafka_options import StartType, record_line
-from kstream_agg.cli.prompting import Verb, run_prompt
-from kstream_agg.cli.tools import open_cluster, open_tools
+from kstream_agg.cli.prompting import Verb, open_prompt
+from kstream_agg.cli.tools import connect
+from kstream_agg.core.errors import ContractError
 from kstream_agg.kafka.sessions import ConsumerSession
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kstream_agg.kafka import KafkaCluster, Start
+    from kstream_agg.kafka import ConsumerGroups, Start
 
 __all__ = ["consumer"]
 
+_DEFAULT_START: Final = "latest"
 _topics = click.argument("topics", nargs=-1, required=True)
+_some_topics = click.argument("topics", nargs=-1)
 _group = click.option("--group", help="Share the partitions with this group's other members.")
 _start = click.option(
     "--from",
     "start",
     type=StartType(),
-    default="latest",
-    show_default=True,
+    show_default=_DEFAULT_START,
     help="Where to begin without a committed offset: earliest, latest, an offset, or a time.",
 )
 
@@ -37,23 +39,23 @@ def consumer(ctx: click.Context) -> None:
     """Read topics; without a command, at a prompt (or lines from a script)."""
     if ctx.invoked_subcommand is not None:
         return
-    cluster = _cluster()
+    cluster = connect("consumer")
     with ConsumerSession(cluster) as session:
-        run_prompt(
-            "consumer",
-            f"A consumer on {cluster.settings.bootstrap_servers}:",
-            _verbs(session),
-            lambda: sorted(cluster.topics()),
-        )
+        open_prompt("consumer", cluster, _verbs(session))
 
 
 @consumer.command()
-@_topics
+@_some_topics
 @_group
 @_start
 @click.option("--count", type=click.IntRange(min=1), help="End after so many records.")
-def subscribe(topics: tuple[str, ...], group: str | None, start: Start, count: int | None) -> None:
-    """Print the records of TOPICS as they come, until Ctrl-C; in a group, as its member."""
+def subscribe(
+    topics: tuple[str, ...], group: str | None, start: Start | None, count: int | None
+) -> None:
+    """Print the records of TOPICS as they come, until Ctrl-C; in a group, as its member.
+
+    Without TOPICS, those that the group is subscribed to.
+    """
     # In the background of a script it would be ignored, and nothing else ends this command.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     left = count
@@ -67,40 +69,83 @@ def subscribe(topics: tuple[str, ...], group: str | None, start: Start, count: i
 
 @consumer.command()
 @_topics
+@click.option("--group", required=True, help="The group.")
+def unsubscribe(topics: tuple[str, ...], group: str) -> None:
+    """Have a group read TOPICS no more: subscribed again, it begins anew there.
+
+    It must have no running member.
+    """
+    groups = connect("consumer").groups
+    groups.unsubscribe(group, topics)
+    _say_subscribed(groups, group)
+
+
+@consumer.command("join-group")
+@click.argument("group")
+@_topics
+@_start
+def join_group(group: str, topics: tuple[str, ...], start: Start | None) -> None:
+    """Have GROUP read TOPICS from now on, whoever polls for it, and whenever.
+
+    Nothing that comes after this is missed. Where GROUP has read already, it goes on; it must have
+    no running member.
+    """
+    groups = connect("consumer").groups
+    groups.subscribe(group, topics, _DEFAULT_START if start is None else start)
+    _say_subscribed(groups, group)
+
+
+@consumer.command("leave-group")
+@click.argument("group")
+def leave_group(group: str) -> None:
+    """Forget GROUP: its topics and what it has committed; it must have no running member."""
+    connect("consumer").groups.delete(group)
+    click.echo(f"group {group} is gone")
+
+
+@consumer.command()
+@_some_topics
 @_group
 @_start
 @click.option("--count", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--timeout", default=5.0, show_default=True, help="Seconds to wait for the first.")
 def poll(
-    topics: tuple[str, ...], group: str | None, start: Start, count: int, timeout: float
+    topics: tuple[str, ...], group: str | None, start: Start | None, count: int, timeout: float
 ) -> None:
-    """Print the next records of TOPICS, and end; exits 1 when none comes in time."""
+    """Print the next records of TOPICS, and end; exits 1 when none comes in time.
+
+    Without TOPICS, those that the group is subscribed to.
+    """
     with _session(topics, group, start) as session:
         left = _print(session, count, timeout)
     if left == count:
         raise click.exceptions.Exit(1)
 
 
-@consumer.command("leave-group")
-@click.argument("group")
-def leave_group(group: str) -> None:
-    """Forget what GROUP has committed; it must have no running member."""
-    _cluster().groups.delete(group)
-    click.echo(f"group {group} is gone")
-
-
-def _cluster() -> KafkaCluster:
-    settings, _ = open_tools("consumer")
-    return open_cluster(settings, "consumer")
-
-
-def _session(topics: Sequence[str], group: str | None, start: Start) -> ConsumerSession:
-    session = ConsumerSession(_cluster(), start)
+def _session(topics: Sequence[str], group: str | None, start: Start | None) -> ConsumerSession:
+    if not topics and group is None:
+        raise click.UsageError("name topics, or a group that is subscribed to some")
+    cluster = connect("consumer")
+    begin: Start = _DEFAULT_START if start is None else start
+    if not topics and group is not None:
+        topics = cluster.groups.topics(group)
+        if not topics:
+            raise ContractError(
+                f"group '{group}' is subscribed to nothing",
+                remedy=f"name topics, or: kstream-agg consumer join-group {group} TOPIC",
+            )
+        # What it has no place in are partitions that were added since.
+        begin = "earliest" if start is None else start
+    session = ConsumerSession(cluster, begin)
     if group is not None:
         session.join_group(group)
     for topic in topics:
         session.subscribe(topic)
     return session
+
+
+def _say_subscribed(groups: ConsumerGroups, group: str) -> None:
+    click.echo(f"group {group} is subscribed to {', '.join(groups.topics(group)) or 'nothing'}")
 
 
 def _print(session: ConsumerSession, left: int | None, timeout_s: float) -> int | None:

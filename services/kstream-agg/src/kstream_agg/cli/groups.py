@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from kstream_agg.cli.kafka_options import StartType
-from kstream_agg.cli.tools import open_cluster, open_tools, output
+from kstream_agg.cli.tools import connect, output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,8 +71,7 @@ def reset(group: str, topic: str, start: Start) -> None:
 
 
 def _groups() -> ConsumerGroups:
-    settings, _ = open_tools("groups")
-    return open_cluster(settings, "groups").groups
+    return connect("groups").groups
 
 
 def _show(lags: Sequence[PartitionLag]) -> None:

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kstream_agg.cli.prompting import Verb, run_prompt
-from kstream_agg.cli.tools import open_cluster, open_tools
+from kstream_agg.cli.prompting import Verb, open_prompt
+from kstream_agg.cli.tools import connect
 from kstream_agg.core.errors import KStreamError
 from kstream_agg.kafka.record import Record
 from kstream_agg.kafka.sessions import ProducerSession
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from kstream_agg.kafka import KafkaCluster
 
 __all__ = ["producer"]
 
@@ -27,14 +25,9 @@ def producer(ctx: click.Context) -> None:
     """Make topics and send records; without a command, at a prompt (or lines from a script)."""
     if ctx.invoked_subcommand is not None:
         return
-    cluster = _cluster()
+    cluster = connect("producer")
     with ProducerSession(cluster) as session:
-        run_prompt(
-            "producer",
-            f"A producer on {cluster.settings.bootstrap_servers}:",
-            _verbs(session),
-            lambda: sorted(cluster.topics()),
-        )
+        open_prompt("producer", cluster, _verbs(session))
 
 
 @producer.command("add-topic")
@@ -42,7 +35,7 @@ def producer(ctx: click.Context) -> None:
 @click.argument("partitions", type=click.IntRange(min=1), default=1)
 def add_topic(topic: str, partitions: int) -> None:
     """Make TOPIC with PARTITIONS (1 unless given)."""
-    with ProducerSession(_cluster()) as session:
+    with ProducerSession(connect("producer")) as session:
         _add(session, topic, partitions)
 
 
@@ -50,7 +43,7 @@ def add_topic(topic: str, partitions: int) -> None:
 @click.argument("topic")
 def remove_topic(topic: str) -> None:
     """Delete TOPIC with its records."""
-    with ProducerSession(_cluster()) as session:
+    with ProducerSession(connect("producer")) as session:
         session.remove_topic(topic)
     click.echo(f"topic {topic} is removed")
 
@@ -62,19 +55,14 @@ def remove_topic(topic: str) -> None:
 def send(topic: str, value: str | None, key: str | None) -> None:
     """Send VALUE to TOPIC; without one, each line of standard input."""
     if value is not None:
-        with ProducerSession(_cluster()) as session:
+        with ProducerSession(connect("producer")) as session:
             _send(session, topic, value, key)
         return
-    with _cluster().writer(topic) as writer:
+    with connect("producer").writer(topic) as writer:
         for line in sys.stdin:
             writer.produce(Record(line.rstrip("\n").encode(), key=key))
         writer.flush()
         click.echo(f"{writer.delivered} records are acknowledged")
-
-
-def _cluster() -> KafkaCluster:
-    settings, _ = open_tools("producer")
-    return open_cluster(settings, "producer")
 
 
 def _verbs(session: ProducerSession) -> dict[str, Verb]:

@@ -15,7 +15,9 @@ from kstream_agg.stack.artifacts import ArtifactCache
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["Verb", "run_prompt"]
+    from kstream_agg.kafka import KafkaCluster
+
+__all__ = ["Verb", "open_prompt", "run_prompt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,12 @@ class Verb:
     least: int
     most: int
     run: Callable[[Sequence[str]], None]
+
+
+def open_prompt(name: str, cluster: KafkaCluster, verbs: dict[str, Verb]) -> None:
+    """`run_prompt` for a client of a cluster, whose topics it completes."""
+    greeting = f"A {name} on {cluster.settings.bootstrap_servers}:"
+    run_prompt(name, greeting, verbs, lambda: sorted(cluster.topics()))
 
 
 def run_prompt(

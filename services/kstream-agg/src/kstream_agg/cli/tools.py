@@ -19,7 +19,7 @@ from kstream_agg.stack.endpoints import find_running
 if TYPE_CHECKING:
     from kstream_agg.core.settings import LogSettings
 
-__all__ = ["open_cluster", "open_tools", "output"]
+__all__ = ["connect", "open_cluster", "open_tools", "output"]
 
 # Not a terminal: let no table be folded to 80 columns.
 _WIDE: Final = 400
@@ -75,6 +75,17 @@ def open_cluster(settings: ToolSettings, tool: str) -> KafkaCluster:
     cluster = KafkaCluster(settings.kafka, tool)
     cluster.wait_for_brokers(threading.Event(), _ANSWER_S)
     return cluster
+
+
+def connect(tool: str) -> KafkaCluster:
+    """The Kafka cluster of the stack that runs, for tools that need no more.
+
+    Raises:
+        SettingsError: A setting is wrong.
+        UnavailableError: No broker answers within a few seconds.
+    """
+    settings, _ = open_tools(tool)
+    return open_cluster(settings, tool)
 
 
 def output() -> Console:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 
 from kstream_agg.cli.kafka_options import SettingType
-from kstream_agg.cli.tools import open_cluster, open_tools, output
+from kstream_agg.cli.tools import connect, open_cluster, open_tools, output
 from kstream_agg.kafka.sessions import add_topic
 from kstream_agg.kafka.topic_reader import TopicReader
-
-if TYPE_CHECKING:
-    from kstream_agg.kafka import KafkaCluster
 
 __all__ = ["topics"]
 
@@ -69,7 +65,7 @@ def create(
 ) -> None:
     """Make the topic NAME; one that is there with the same settings is fine."""
     chosen = {key: value for key, value in config if value is not None}
-    made = add_topic(_cluster(), name, partitions, replicas, chosen)
+    made = add_topic(connect("topics"), name, partitions, replicas, chosen)
     click.echo(f"topic {name} is made" if made else f"topic {name} is there already")
 
 
@@ -78,7 +74,7 @@ def create(
 @click.option("--yes", is_flag=True, help="Don't ask.")
 def delete(names: tuple[str, ...], *, yes: bool) -> None:
     """Delete topics with all their records."""
-    cluster = _cluster()
+    cluster = connect("topics")
     for name in names:
         cluster.describe_topic(name)
     if not yes:
@@ -92,7 +88,7 @@ def delete(names: tuple[str, ...], *, yes: bool) -> None:
 @click.argument("name")
 def describe(name: str) -> None:
     """Show the topic NAME: partitions with leader and replicas, and settings."""
-    cluster = _cluster()
+    cluster = connect("topics")
     found = cluster.describe_topic(name)
     table = Table("partition", "leader", "replicas", "in sync")
     for part in found.details:
@@ -112,12 +108,7 @@ def alter(name: str, partitions: int | None, config: tuple[tuple[str, str | None
     """Give the topic NAME more partitions or other settings (`name=` takes the default again)."""
     if partitions is None and not config:
         raise click.UsageError("nothing to change: --partitions N or --config name=value")
-    cluster = _cluster()
+    cluster = connect("topics")
     cluster.describe_topic(name)
     cluster.alter_topic(name, partitions=partitions, config=dict(config))
     click.echo(f"topic {name} is changed")
-
-
-def _cluster() -> KafkaCluster:
-    settings, _ = open_tools("topics")
-    return open_cluster(settings, "topics")

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from kstream_agg.kafka.failures import mapped, no_such_topic
 from kstream_agg.kafka.reader import make_consumer
-from kstream_agg.kafka.starts import Start, starting_offsets
+from kstream_agg.kafka.starts import UNSUBSCRIBED, Start, starting_offsets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,6 +64,8 @@ class Assigned:
         self._lock = threading.RLock()
         self._pending: Iterator[Message] = iter(())
         self._begins: dict[tuple[str, int], TopicPartition] = {}
+        # Partitions of a group that begin there, and of which nothing was handed out yet.
+        self._begun: dict[tuple[str, int], int] = {}
         self._before: Callable[[Rebalance], object] | None = None
         self._after: Callable[[Rebalance], object] | None = None
 
@@ -127,18 +129,24 @@ class Assigned:
             return list(self._consumer.assignment())
 
     def positions(self) -> list[TopicPartition]:
-        """The next offset of each partition of which something was handed out or sought."""
+        """The next offset of each partition, where one is known.
+
+        It is not before something was handed out or sought, but for a new member's beginnings.
+        """
         with self._lock, mapped("asking for positions"):
             rest = self._rest()
             waiting: dict[tuple[str, int], int] = {}
             for message in rest:
                 key = (message.topic() or "", message.partition() or 0)
                 waiting.setdefault(key, message.offset() or 0)
-            return [
-                TopicPartition(p.topic, p.partition, waiting.get((p.topic, p.partition), p.offset))
-                for p in self._consumer.position(self._consumer.assignment())
-                if p.offset >= 0
-            ]
+            found = []
+            for part in self._consumer.position(self._consumer.assignment()):
+                key = (part.topic, part.partition)
+                known = part.offset if part.offset >= 0 else self._begun.get(key, -1)
+                offset = waiting.get(key, known)
+                if offset >= 0:
+                    found.append(TopicPartition(*key, offset))
+            return found
 
     def _seek(self, target: TopicPartition) -> None:
         deadline = time.monotonic() + _PATIENCE_S
@@ -203,8 +211,10 @@ class Assigned:
         placed = []
         for part in consumer.committed(partitions, timeout=_TIMEOUT_S) if partitions else []:
             begin = self._begins.get((part.topic, part.partition))
-            if part.offset < 0 and begin is not None:
+            is_new = part.offset < 0 or part.metadata == UNSUBSCRIBED
+            if is_new and begin is not None:
                 placed.append(begin)
+                self._begun[part.topic, part.partition] = begin.offset
             else:  # committed, or a partition that came later: from its first record
                 placed.append(part)
         if self._is_eager:
@@ -222,6 +232,8 @@ class Assigned:
     def _give_up(self, consumer: Consumer, change: Rebalance) -> None:
         self._tell(self._before, change)
         self._forget(change.partitions)
+        for part in change.partitions:
+            self._begun.pop((part.topic, part.partition), None)
         if self._is_eager:
             consumer.unassign()
         else:

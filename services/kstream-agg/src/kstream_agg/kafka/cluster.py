@@ -74,9 +74,6 @@ class KafkaCluster(ClusterTopics):
         while not stop.is_set():
             if self.is_reachable():
                 return True
-            if not told:
-                _log.warning("waiting for Kafka", bootstrap_servers=servers)
-                told = True
             waited += 2.0
             if timeout_s is not None and waited >= timeout_s:
                 raise UnavailableError(
@@ -84,6 +81,9 @@ class KafkaCluster(ClusterTopics):
                     remedy="start the stack (make run or make demo), or name the brokers: "
                     "kafka.bootstrap_servers in the settings, KAFKA_BROKERS in the environment",
                 )
+            if not told:
+                _log.warning("waiting for Kafka", bootstrap_servers=servers)
+                told = True
             stop.wait(0.2)
         return False
 

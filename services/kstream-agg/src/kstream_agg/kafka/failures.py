@@ -38,14 +38,17 @@ _UNAVAILABLE: Final = frozenset(
         KafkaError.NETWORK_EXCEPTION,
     }
 )
+_NOBODY_ANSWERS: Final = frozenset(
+    {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE}
+)
 _REMEDIES: Final = {
     KafkaError.UNKNOWN_TOPIC_OR_PART: "list the topics: kstream-agg topics",
     KafkaError._UNKNOWN_TOPIC: "list the topics: kstream-agg topics",
     KafkaError._UNKNOWN_PARTITION: "list the topics and their partitions: kstream-agg topics",
     KafkaError.MSG_SIZE_TOO_LARGE: "raise max.message.bytes of the topic and message.max.bytes "
     "of the client, or send less in one record",
-    KafkaError.INVALID_REPLICATION_FACTOR: "lower topic.replication_factor to the number of "
-    "brokers",
+    KafkaError.INVALID_REPLICATION_FACTOR: "ask for no more replicas than there are brokers "
+    "(--replicas, topic.replication_factor)",
     KafkaError.INVALID_PARTITIONS: "a topic only ever gets more partitions; for fewer, make "
     "another topic",
     KafkaError.INVALID_CONFIG: "topic settings are listed at "
@@ -76,7 +79,12 @@ def kafka_failure(error: KafkaException, doing: str) -> KStreamError:
         doing: What was being done, e.g. `creating topic 'x'`.
     """
     cause: KafkaError = error.args[0]
-    message = f"{doing} failed: {cause.str()}"
+    why = cause.str()
+    if why.endswith(": "):  # the broker gave no reason
+        why += cause.name()
+    if cause.code() in _NOBODY_ANSWERS:
+        why = f"no Kafka broker answers ({why})"
+    message = f"{doing} failed: {why}"
     if cause.code() in _UNAVAILABLE:
         return UnavailableError(
             message,

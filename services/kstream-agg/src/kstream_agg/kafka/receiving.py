@@ -14,12 +14,11 @@ from kstream_agg.kafka.awaiting import awaitable
 from kstream_agg.kafka.failures import kafka_failure, mapped
 from kstream_agg.kafka.reader import is_end_of_partition, read_failure
 from kstream_agg.kafka.record import ReceivedRecord
+from kstream_agg.kafka.scoped import Scoped
 from kstream_agg.kafka.starts import Start, span_of, starting_offsets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Iterable
-    from types import TracebackType
-    from typing import Self
 
     from kstream_agg.core.settings import KafkaSettings
     from kstream_agg.kafka.codecs import Codec
@@ -34,7 +33,7 @@ _TIMEOUT_S: Final = 10.0
 _PATIENCE_S: Final = 10.0
 
 
-class Reader(Assigned, Generic[T]):
+class Reader(Assigned, Scoped, Generic[T]):
     """Reads committed records; a context manager, blocking or `async`, that leaves at its end.
 
         for record in reader: …            # for ever; `async for` in an event loop
@@ -189,6 +188,9 @@ class Reader(Assigned, Generic[T]):
     def commit(self) -> None:
         """Commit the place behind the last record that was handed out, in each partition.
 
+        Where none was, that is where the reader began with what comes next (`latest`), an offset
+        or a time, so that whoever takes over misses nothing.
+
         Raises:
             ContractError: The reader is in no group.
             KStreamError: The group refuses, or does not answer.
@@ -253,27 +255,9 @@ class Reader(Assigned, Generic[T]):
     aseek = awaitable(seek)
     aclose = awaitable(close)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _leave(self, *, failed: bool) -> None:
+        del failed  # what was not committed is not, either way
         self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
 
 def _commit(consumer: Consumer, places: list[TopicPartition]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import threading
@@ -14,12 +13,11 @@ from prometheus_client import CollectorRegistry
 from kstream_agg.core.metrics import Metrics
 from kstream_agg.kafka.awaiting import awaitable
 from kstream_agg.kafka.delivery import Delivered, Delivery
+from kstream_agg.kafka.scoped import Scoped
 from kstream_agg.kafka.writer import RecordWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
-    from typing import Self
 
     from confluent_kafka import KafkaError
 
@@ -39,7 +37,7 @@ _TIMEOUT_S: Final = 60.0
 _STATISTICS_MS: Final = 5_000
 
 
-class Writer(Generic[T]):
+class Writer(Scoped, Generic[T]):
     """Writes records to a topic; a context manager, blocking or `async`, that flushes at its end.
 
     The producer is idempotent: retries make no copies, and records of one partition keep their
@@ -191,27 +189,11 @@ class Writer(Generic[T]):
         """
         self.flush()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._records.__exit__(exc_type, exc, traceback)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await asyncio.to_thread(self.__exit__, exc_type, exc, traceback)
+    def _leave(self, *, failed: bool) -> None:
+        if failed:
+            self._records.discard()
+        else:
+            self.flush()
 
     def _on_statistics(self, text: str) -> None:
         self._statistics = text

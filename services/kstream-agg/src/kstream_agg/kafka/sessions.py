@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from kstream_agg.core.errors import ContractError
 from kstream_agg.kafka.record import Record
+from kstream_agg.kafka.scoped import Scoped
 from kstream_agg.kafka.topics import TopicConfiguration
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from kstream_agg.kafka.cluster import KafkaCluster
     from kstream_agg.kafka.delivery import Delivered
     from kstream_agg.kafka.receiving import Reader, Start
@@ -56,7 +54,7 @@ def add_topic(
     return cluster.create_topics([wanted]) == [name]
 
 
-class ProducerSession:
+class ProducerSession(Scoped):
     """Topics made and removed, records sent one by one; a context manager.
 
     Args:
@@ -97,20 +95,13 @@ class ProducerSession:
             self._writers[topic] = self._cluster.writer(topic)
         return self._writers[topic].produce_and_flush(Record(value.encode(), key=key))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _leave(self, *, failed: bool) -> None:
+        del failed  # each record was acknowledged before the next
         for writer in self._writers.values():
             writer.close()
 
 
-class ConsumerSession:
+class ConsumerSession(Scoped):
     """Topics subscribed to, alone or as a member of a group; a context manager.
 
     A new subscription begins with what comes after it. In a group, what `poll` has given is
@@ -163,7 +154,7 @@ class ConsumerSession:
         Raises:
             UnavailableError: No broker answers.
         """
-        self._leave()
+        self._part()
         self.group = group
         self._read()
 
@@ -175,7 +166,7 @@ class ConsumerSession:
         """
         if self.group is None:
             raise ContractError("this consumer is in no group", remedy="join one: join-group NAME")
-        self._leave()
+        self._part()
         self.group = None
         self._read()
 
@@ -211,23 +202,15 @@ class ConsumerSession:
         if self._reader is not None and self.group is not None:
             self._reader.commit()
 
-    def _leave(self) -> None:
+    def _part(self) -> None:
         self._settle()
         if self._reader is not None:
             self._reader.close()
             self._reader = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _leave(self, *, failed: bool) -> None:
         with contextlib.ExitStack() as ends:
             if self._reader is not None:
                 ends.callback(self._reader.close)
-            if exc_type is None:
+            if not failed:
                 self._settle()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 
@@ -15,16 +15,30 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Consumer
 
-__all__ = ["Start", "span_of", "starting_offsets"]
+__all__ = ["UNSUBSCRIBED", "Start", "patiently", "span_of", "starting_offsets"]
 
 Start = Literal["earliest", "latest"] | int | datetime
 """The oldest record, what comes from now on, an offset, or the first record at or after a time."""
 
+ResultT = TypeVar("ResultT")
+
+UNSUBSCRIBED: Final = "unsubscribed"
+"""Stands beside a committed offset that counts no more: the client library cannot remove one."""
+
 _TIMEOUT_S: Final = 10.0
 _LOOKS: Final = 100
 _PAUSE_S: Final = 0.1
-_LEADER_IS_NEW: Final = frozenset(
-    {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+_NOT_YET: Final = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        # Of a partition that others list already.
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        # The first group of a new cluster: the topic of its offsets is being made.
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.NOT_COORDINATOR,
+    }
 )
 
 
@@ -67,19 +81,19 @@ def span_of(consumer: Consumer, partition: TopicPartition) -> tuple[int, int]:
     Raises:
         KafkaException: No broker answers.
     """
-    found: tuple[int, int] = _patiently(
+    found: tuple[int, int] = patiently(
         lambda: consumer.get_watermark_offsets(partition, timeout=_TIMEOUT_S)
     )
     return found
 
 
-def _patiently(call: Callable[[], Any]) -> Any:  # noqa: ANN401 - as what is called
-    """A call repeated while the leader of a partition is new, and does not know of it yet."""
+def patiently(call: Callable[[], ResultT]) -> ResultT:
+    """A call repeated while a leader or coordinator is new, and does not know of it yet."""
     for _ in range(_LOOKS):
         try:
             return call()
         except KafkaException as error:
-            if error.args[0].code() not in _LEADER_IS_NEW:
+            if error.args[0].code() not in _NOT_YET:
                 raise
             time.sleep(_PAUSE_S)
     return call()
@@ -94,7 +108,7 @@ def _from_time(
         )
     at_ms = round(start.timestamp() * 1000)
     asked = [TopicPartition(part.topic, part.partition, at_ms) for part in partitions]
-    found = _patiently(lambda: consumer.offsets_for_times(asked, timeout=_TIMEOUT_S))
+    found = patiently(lambda: consumer.offsets_for_times(asked, timeout=_TIMEOUT_S))
     late = [part for part in found if part.offset < 0]  # nothing there is so new
     return [
         *(part for part in found if part.offset >= 0),

@@ -33,7 +33,7 @@ from kstream_agg.kafka.topics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from confluent_kafka.admin import ClusterMetadata, TopicMetadata
 
@@ -192,27 +192,34 @@ class ClusterTopics:
             )
 
     def _wait_listed(self, partitions: Mapping[str, int]) -> None:
-        """Wait until the broker that is asked lists topics with these many partitions, all led.
+        """Wait until the brokers list topics with these many partitions, all led.
 
         A client that comes too early would be told of an unknown topic.
         """
-        for _ in range(_LISTED_LOOKS):
-            known = {name: _description(t) for name, t in self._metadata().topics.items()}
-            if all(
+
+        def are_listed(found: ClusterMetadata) -> bool:
+            known = {name: _description(topic) for name, topic in found.topics.items()}
+            return all(
                 name in known
                 and len(known[name].details) >= count
                 and all(part.leader is not None for part in known[name].details)
                 for name, count in partitions.items()
-            ):
-                return
-            time.sleep(_LISTED_PAUSE_S)
-        raise UnavailableError(
-            f"no broker lists the new topics or partitions of {', '.join(sorted(partitions))}",
-            remedy="are enough brokers up? kstream-agg cluster status; see the brokers' logs",
-        )
+            )
+
+        if not self._wait_seen(are_listed):
+            raise UnavailableError(
+                f"no broker lists the new topics or partitions of {', '.join(sorted(partitions))}",
+                remedy="are enough brokers up? kstream-agg cluster status; see the brokers' logs",
+            )
+
+    def _wait_seen(self, holds: Callable[[ClusterMetadata], bool]) -> bool:
+        """Wait until it holds in as many answers in a row as there are brokers: any may answer."""
+        return _in_a_row(len(self._metadata().brokers), lambda: holds(self._metadata()))
 
     def delete_topics(self, names: Sequence[str]) -> None:
         """Delete topics; those that do not exist are passed over.
+
+        This returns when the brokers list them no more.
 
         Raises:
             UnavailableError: No broker answers.
@@ -227,6 +234,7 @@ class ClusterTopics:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                     raise kafka_failure(error, f"deleting topic '{name}'") from error
+        self._wait_seen(lambda found: not found.topics.keys() & set(names))
 
     def alter_topic(
         self,
@@ -278,16 +286,17 @@ class ClusterTopics:
         self._wait_altered(name, config)
 
     def _wait_altered(self, name: str, config: Mapping[str, str | None]) -> None:
-        """Wait until the broker that is asked has heard of other settings."""
-        for _ in range(_LISTED_LOOKS):
+        """Wait until the brokers have heard of other settings."""
+
+        def are_known() -> bool:
             entries = self._config_entries(name)
-            if all(_is_set(entries[key], value) for key, value in config.items() if key in entries):
-                return
-            time.sleep(_LISTED_PAUSE_S)
-        raise UnavailableError(
-            f"no broker knows of the new settings of topic '{name}'",
-            remedy="see the brokers' logs",
-        )
+            return all(_is_set(entries[key], to) for key, to in config.items() if key in entries)
+
+        if not _in_a_row(len(self._metadata().brokers), are_known):
+            raise UnavailableError(
+                f"no broker knows of the new settings of topic '{name}'",
+                remedy="see the brokers' logs",
+            )
 
     def _config_entries(self, topic: str) -> dict[str, ConfigEntry]:
         resource = ConfigResource(ResourceType.TOPIC, topic)
@@ -308,6 +317,18 @@ class ClusterTopics:
     acreate_topics = awaitable(create_topics)
     adelete_topics = awaitable(delete_topics)
     aalter_topic = awaitable(alter_topic)
+
+
+def _in_a_row(times: int, holds: Callable[[], bool]) -> bool:
+    """Whether it comes to hold, so many times in a row, before patience ends."""
+    row = 0
+    for _ in range(_LISTED_LOOKS):
+        row = row + 1 if holds() else 0
+        if row >= times:
+            return True
+        if row == 0:
+            time.sleep(_LISTED_PAUSE_S)
+    return False
 
 
 def _is_set(entry: ConfigEntry, value: str | None) -> bool:

@@ -192,7 +192,11 @@ class RecordWriter:
         if exc_type is None:
             self.flush()
         else:
-            self._producer.purge()
+            self.discard()
+
+    def discard(self) -> None:
+        """Forget what is queued: its reason to be has failed."""
+        self._producer.purge()
 
     def fail(self, error: KafkaError, topic: str) -> DeliveryError:
         """Take note of a record that was not delivered: every later call raises.

@@ -154,9 +154,10 @@ def _known_cluster_id(layout: Layout) -> str | None:
 
 
 def _format(jars: str, properties: Path, cluster: str) -> None:
-    command = java_command(128, "-cp", jars, "kafka.tools.StorageTool", "format", "-t", cluster)
+    command = java_command(128, "-cp", jars, "kafka.tools.StorageTool", "format")
     done = subprocess.run(
-        [*command, "-c", str(properties)],
+        # In one word: an id that begins with a dash would be taken for an option.
+        [*command, f"--cluster-id={cluster}", "-c", str(properties)],
         env=plain_environment(),
         capture_output=True,
         text=True,
