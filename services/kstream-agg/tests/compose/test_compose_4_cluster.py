@@ -6,7 +6,9 @@ them are there in the end.
 
 from __future__ import annotations
 
+import json
 import time
+import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,8 +38,17 @@ def copies(cluster: Compose) -> set[tuple[int, int]]:
     }
 
 
-def test_every_topic_has_three_copies(cluster: Compose) -> None:
+def workers(cluster: Compose) -> set[str]:
+    """The Connect workers that sinks' tasks run on."""
+    url = f"http://127.0.0.1:{cluster.port('connect', 8083)}/connectors?expand=status"
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        found = json.load(answer)
+    return {task["worker_id"] for each in found.values() for task in each["status"]["tasks"]}
+
+
+def test_every_topic_has_three_copies_and_two_workers_share_the_sinks(cluster: Compose) -> None:
     cluster.until_new_rows()
+    assert len(workers(cluster)) == 2
     cluster.until("all copies in sync", lambda: copies(cluster) == {(3, 3)})
     assert "all equal" in cluster.cli("verify", "--wait")
 
@@ -54,6 +65,7 @@ def test_trades_go_on_without_a_broker_and_a_worker(cluster: Compose) -> None:
         "all sinks on one worker",
         lambda: cluster.cli("connectors", "status", check=False).count("RUNNING") == SINKS,
     )
+    assert len(workers(cluster)) == 1
     cluster.until_new_rows()
     assert "all equal" in cluster.cli("verify", "--wait")
     assert before <= set(cluster.rows(KEYS))
