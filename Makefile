@@ -116,8 +116,8 @@ test: $(VENV)/.dev ## All tests, against the real local stack
 	cd $(PKG) && ../../$(BIN)/pytest $(PARALLEL) -m "not faults and not soak" $(ARGS)
 
 .PHONY: test-faults
-test-faults: $(VENV)/.dev ## Kill, stop, starve and lie to the services under load
-	cd $(PKG) && ../../$(BIN)/pytest -m faults $(ARGS)
+test-faults: $(VENV)/.dev ## Kill, stop, starve and lie to the services under load (20 min)
+	cd $(PKG) && ../../$(BIN)/pytest $(PARALLEL) -m faults $(ARGS)
 
 .PHONY: test-compose
 test-compose: $(VENV)/.dev ## The stack in containers: built, run, broken, mended (15 min, Docker)

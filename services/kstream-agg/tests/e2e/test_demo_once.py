@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import os
 import subprocess
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from recordings import write_csv_gz
 
 from kstream_agg.core.settings import PostgresSettings
 from kstream_agg.deribit.simulation.generator import generate_trades
@@ -38,8 +37,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 TOPIC = "trades-option-btc"
 TRADES = 500
-COLUMNS = ("timestamp", "trade_id", "trade_seq", "instrument_name", "direction", "price", "amount",
-           "iv", "index_price", "tick_direction")  # fmt: skip
 _NOBODY = 65534
 
 
@@ -110,11 +107,7 @@ class Demo:
 
 def write_recording(path: Path, seed: int) -> Path:
     names = [f"BTC-27MAR26-{strike}-C" for strike in range(50_000, 60_000, 1000)]
-    with gzip.open(path, "wt", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(generate_trades(seed=seed, count=TRADES, instruments=names).trades)
-    return path
+    return write_csv_gz(path, generate_trades(seed=seed, count=TRADES, instruments=names).trades)
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ INLINE = {
     "make test-unit": "part of this suite",
     "make test": "this very suite",
     "make bench": "tests/unit/test_benchmarks.py",
-    "make test-faults": "the long suites, run by hand",
+    "make test-faults": ".ci/run",
     "make test-soak": "the long suites, run by hand",
     "kstream-agg batch-sink": "tests/stack/test_batch_sink.py",
     "kstream-agg batch-sink check": "the same",

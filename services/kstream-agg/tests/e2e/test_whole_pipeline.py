@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from recordings import write_csv_gz
 
 from kstream_agg.core.settings import PostgresSettings, RegistrySettings
 from kstream_agg.deribit.recording import read_recording
@@ -36,8 +36,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 TOPIC = "trades-option-btc"
 TRADES = 60_456
 PERIOD_MS = 300_000
-COLUMNS = ("timestamp", "trade_id", "trade_seq", "instrument_name", "direction", "price", "amount",
-           "iv", "index_price", "tick_direction")  # fmt: skip
 
 
 def shared_recording() -> Path | None:
@@ -51,13 +49,9 @@ def shared_recording() -> Path | None:
 
 def generated_recording(folder: Path) -> Path:
     """As many seeded trades, written as a recorder would."""
-    path = folder / "generated.csv.gz"
-    with gzip.open(path, "wt", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        names = [f"BTC-27MAR26-{strike}-C" for strike in range(50_000, 130_000, 400)]
-        writer.writerows(generate_trades(seed=7, count=TRADES, instruments=names).trades)
-    return path
+    names = [f"BTC-27MAR26-{strike}-C" for strike in range(50_000, 130_000, 400)]
+    trades = generate_trades(seed=7, count=TRADES, instruments=names).trades
+    return write_csv_gz(folder / "generated.csv.gz", trades)
 
 
 @pytest.fixture(scope="module")

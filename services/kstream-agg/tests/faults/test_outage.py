@@ -12,27 +12,15 @@ from kstream_agg.deribit.simulation.generator import generate_trades
 from kstream_agg.deribit.simulator import simulator_in_thread
 from kstream_agg.deribit.testing import Market, wait_for
 from kstream_agg.stack import control
-from kstream_agg.stack.testing import LocalStack, open_folder
 from processes import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from kstream_agg.stack.endpoints import StackEndpoints
 
 TRADES_PER_S = 1_000
 MAX_RSS_MB = 200
-
-
-@pytest.fixture
-def own_stack() -> Iterator[StackEndpoints]:
-    """A broker and a registry that this test may take away."""
-    with (
-        open_folder("kstream-outage-") as folder,
-        LocalStack(folder, only=("kafka", "schema-registry")) as running,
-    ):
-        yield running.endpoints
 
 
 @pytest.mark.parametrize(
@@ -43,15 +31,15 @@ def own_stack() -> Iterator[StackEndpoints]:
     ],
 )
 def test_memory_is_bounded_and_nothing_is_lost_while_the_broker_is_away(
-    own_stack: StackEndpoints, tmp_path: Path, minutes: int
+    broken_stack: StackEndpoints, tmp_path: Path, minutes: int
 ) -> None:
-    market = Market(own_stack.bootstrap_servers, own_stack.registry_url)
+    market = Market(broken_stack.bootstrap_servers, broken_stack.registry_url)
     recording = generate_trades(seed=12, count=5_000, instruments=market.instruments)
     with (
         simulator_in_thread(
             recording, loop=TRADES_PER_S, frame_trades=10, history=2_000_000
         ) as simulator,
-        _producer(own_stack, market, simulator.websocket_url, tmp_path) as producer,
+        _producer(broken_stack, market, simulator.websocket_url, tmp_path) as producer,
     ):
         rss: list[int] = []
 
@@ -61,13 +49,13 @@ def test_memory_is_bounded_and_nothing_is_lost_while_the_broker_is_away(
 
         wait_for(lambda: delivered() > 5_000, "the load")
         before = rss[-1]
-        control.suspend(own_stack.data_dir, "kafka")
+        control.suspend(broken_stack.data_dir, "kafka")
         tick = threading.Event()
         for _ in range(minutes * 60):
             tick.wait(1.0)
             rss.append(producer.process.memory_info().rss)
         away = max(rss)
-        control.resume(own_stack.data_dir, "kafka")
+        control.resume(broken_stack.data_dir, "kafka")
         happened = simulator.happened()
         # Counted, not read: to read a topic of millions again and again would take the time that
         # the simulator in this process needs.

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
+from exchange import numbers
+from recordings import write_csv_gz, write_jsonl
 
 from kstream_agg.cli.main import cli
 from kstream_agg.core.errors import ContractError, SettingsError, UnavailableError
@@ -19,12 +21,12 @@ from kstream_agg.deribit.simulator import simulator_in_thread
 from kstream_agg.deribit.testing import Market, ProducerThread, play_unheard, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from click.testing import Result
 
-    from kstream_agg.deribit.recording import Recording
+    from kstream_agg.deribit.recording_formats import WireTrade
     from kstream_agg.stack.endpoints import StackEndpoints
 
 pytestmark = pytest.mark.stack
@@ -51,10 +53,6 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(cli, list(arguments))
 
 
-def numbers(recording: Recording) -> set[tuple[str, int]]:
-    return {(trade["instrument_name"], trade["trade_seq"]) for trade in recording.trades}
-
-
 def test_the_running_producer_fetches_a_period_and_repeats_are_not_written(market: Market) -> None:
     recording = generate_trades(seed=8, count=3_000, instruments=market.instruments)
     times = [trade["timestamp"] for trade in recording.trades]
@@ -76,7 +74,7 @@ def test_the_running_producer_fetches_a_period_and_repeats_are_not_written(marke
                 wrong = invoke("backfill", "--channel", "trades.spot.BTC.agg2", *half[3:])
                 assert isinstance(wrong.exception, ContractError)
                 assert "has no channel" in str(wrong.exception)
-            wait_for(lambda: numbers(recording) <= market.read().trades.keys(), "the period")
+            wait_for(lambda: numbers(recording.trades) <= market.read().trades.keys(), "the period")
     assert producer.failure is None
     content = market.read()
     assert content.differences(content.without_holes()) == ""
@@ -100,7 +98,7 @@ def test_a_period_is_fetched_without_a_producer(market: Market) -> None:
             result = CliRunner(env=variables).invoke(cli, arguments + period)
             assert result.exit_code == 0, result.output
     content = market.read()
-    assert content.differences(numbers(recording)) == ""
+    assert content.differences(numbers(recording.trades)) == ""
     assert content.backfilled == 3_000
 
 
@@ -168,14 +166,18 @@ def test_a_wrong_request_is_told_in_a_sentence(market: Market) -> None:
     assert "is not a time" in str(unreadable.exception)
 
 
-def test_a_recorded_file_is_a_source_that_resumes_and_ends(market: Market, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "write"), [("session.jsonl", write_jsonl), ("session.csv.gz", write_csv_gz)]
+)
+def test_a_recorded_file_is_a_source_that_resumes_and_ends(
+    market: Market, tmp_path: Path, name: str, write: Callable[[Path, tuple[WireTrade, ...]], Path]
+) -> None:
     recording = generate_trades(seed=11, count=2_500, instruments=market.instruments)
-    lines = [json.dumps(trade) for trade in recording.trades]
-    file = tmp_path / "session.jsonl"
+    file = tmp_path / name
     settings = market.settings("ws://127.0.0.1:9/", source=SourceSettings(recording=file))
     repeated = 0.0
     for count in (1_000, 2_500):  # the second time it holds what the first one held, and more
-        file.write_text("\n".join(lines[:count]), encoding="utf-8")
+        write(file, recording.trades[:count])
         with ProducerThread(settings) as producer:
             producer.join()
         assert producer.failure is None
@@ -183,5 +185,5 @@ def test_a_recorded_file_is_a_source_that_resumes_and_ends(market: Market, tmp_p
         repeated = producer.value("kstream_trades_repeated_total", topic=market.topic)
     assert repeated < 100
     content = market.read()
-    assert content.differences(numbers(recording)) == ""
+    assert content.differences(numbers(recording.trades)) == ""
     assert content.backfilled == 0

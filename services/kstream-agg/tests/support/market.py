@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from prometheus_client import CollectorRegistry
 
@@ -196,20 +196,25 @@ class Market:
         return dict(found)
 
     def committed(self) -> dict[int, int]:
-        """What the group has committed; a broker that is just starting is asked again."""
+        """What the group has committed; a broker that is just starting is asked again.
+
+        A consumer would be made to wait while a transaction with offsets is open.
+        """
         deadline = time.monotonic() + WAIT_S
         while True:
             try:
-                with self.consumer(self.settings.group_id) as consumer:
-                    return self._committed(consumer)
-            except KafkaException:
+                with TopicReader(self.kafka) as reader:
+                    found = reader.positions(self.settings.group_id)
+            except UnavailableError:
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(0.1)
-
-    def _committed(self, consumer: Consumer) -> dict[int, int]:
-        items = consumer.committed(self.partitions(consumer, self.topic), timeout=WAIT_S)
-        return {item.partition: item.offset for item in items if item.offset >= 0}
+            else:
+                return {
+                    part.partition: position.offset
+                    for part, position in found.items()
+                    if part.topic == self.topic
+                }
 
     def wait_until_all_is_taken(self) -> None:
         def is_taken() -> bool:

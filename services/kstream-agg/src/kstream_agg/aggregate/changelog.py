@@ -9,19 +9,17 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
-from confluent_kafka import OFFSET_BEGINNING, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from kstream_agg.core.errors import UnavailableError
+from kstream_agg.core.errors import ContractError
 from kstream_agg.core.names import changelog_topic
 from kstream_agg.kafka.failures import kafka_failure
 from kstream_agg.kafka.group_transactions import fence
-from kstream_agg.kafka.reader import is_end_of_partition, make_consumer, read_failure
+from kstream_agg.kafka.topic_reader import TopicPart, TopicReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from confluent_kafka import Consumer
 
     from kstream_agg.core.settings import KafkaSettings
     from kstream_agg.kafka.writer import Headers
@@ -32,9 +30,6 @@ __all__ = ["Changelog", "Kept", "RecordSink"]
 Kept = dict[bytes, bytes]
 """The newest value of each key."""
 
-_BATCH: Final = 10_000
-_POLL_S: Final = 0.05
-_SILENCE_S: Final = 30.0  # a broker that gives nothing for so long is gone
 _REQUEST_S: Final = 10.0
 # What a living member has committed is readable some milliseconds later. What stays open for
 # longer was left by one that died in the middle, and is aborted when that is fenced.
@@ -94,22 +89,27 @@ class Changelog:
             UnavailableError: No broker answers.
             ContractError: A changelog has not as many partitions as its raw topic.
         """
-        wanted = {self._place(partition): partition for partition in partitions}
+        wanted = {TopicPart(self.name(item), item.number): item for item in partitions}
         if not wanted:
             return {}
+        found: dict[TopicPart, Kept] = {part: {} for part in wanted}
         try:
-            self._let_settle(list(wanted))
-            # Never joined and never committed to: partitions are assigned by hand.
-            consumer = make_consumer(self._settings, f"{self._group_id}-restore", self._client_id)
-            try:
-                return self._read(consumer, wanted)
-            finally:
-                consumer.close()
+            self._let_settle([TopicPartition(*part) for part in wanted])
         except KafkaException as error:
             raise kafka_failure(error, "reading the changelog") from error
-
-    def _place(self, partition: Partition) -> TopicPartition:
-        return TopicPartition(self.name(partition), partition.number)
+        with TopicReader(self._settings, self._client_id) as reader:
+            # Up to an end that is known beforehand: a former owner that lives may be writing.
+            spans = reader.spans({part.topic for part in wanted})
+            if missing := wanted.keys() - spans.keys():
+                part = min(missing)
+                raise ContractError(
+                    f"'{part.topic}' has no partition {part.partition}",
+                    remedy="a changelog has as many partitions as its raw topic: give it those",
+                )
+            for part, messages in reader.batches({part: spans[part] for part in wanted}):
+                for message in messages:
+                    _note(found[part], message.key(), message.value())
+        return {item: found[part] for part, item in wanted.items()}
 
     def _let_settle(self, places: list[TopicPartition]) -> None:
         config = self._settings.client_config()
@@ -123,34 +123,6 @@ class Changelog:
             if ends[0] == ends[1] or time.monotonic() >= deadline:
                 return
             time.sleep(_LOOK_AGAIN_S)
-
-    def _read(
-        self, consumer: Consumer, wanted: dict[TopicPartition, Partition]
-    ) -> dict[Partition, Kept]:
-        # All at once: one that is assigned later waits for a fetch that is under way, which
-        # costs about a second each.
-        consumer.assign([TopicPartition(p.topic, p.partition, OFFSET_BEGINNING) for p in wanted])
-        found: dict[tuple[str, int], Kept] = {(p.topic, p.partition): {} for p in wanted}
-        left = set(found)
-        silent_polls = 0
-        while left:
-            messages = consumer.consume(_BATCH, _POLL_S)
-            silent_polls = 0 if messages else silent_polls + 1
-            if silent_polls * _POLL_S >= _SILENCE_S:
-                raise UnavailableError(
-                    f"Kafka gave no record of '{min(left)[0]}' for {_SILENCE_S:.0f} s"
-                )
-            for message in messages:
-                place = (message.topic() or "", message.partition() or 0)
-                error = message.error()
-                if error is None:
-                    if place in left:
-                        _note(found[place], message.key(), message.value())
-                elif is_end_of_partition(error):
-                    left.discard(place)
-                elif (failure := read_failure(error)) is not None:
-                    raise failure
-        return {item: found[place.topic, place.partition] for place, item in wanted.items()}
 
 
 def _ends(admin: AdminClient, places: list[TopicPartition], level: IsolationLevel) -> list[int]:
