@@ -59,6 +59,7 @@ def test_the_profile_clickhouse_has_every_trade_once(compose: Compose) -> None:
         "as many as in Postgres",
         lambda: [(int(ask(compose, rows)),)] == compose.rows(wanted),
     )
+    assert "no offset is missing" in compose.cli("batch-sink", "check")
     compose("start", "raw-producer")
     compose.until_healthy("raw-producer")
 
