@@ -52,7 +52,15 @@ _BY_NAME_ONLY: Final[dict[str, OnStack]] = {"agg_sweep": bench_agg_sweep.measure
 _DEMO: Final = "demo_start"
 # What else would run takes its share of the machine.
 _KAFKA_ALONE: Final = frozenset(
-    {"agg_producer", "agg_recovery", "agg_sweep", "batch_sink", "client", "pipeline"}
+    {
+        "agg_producer",
+        "agg_recovery",
+        "agg_sweep",
+        "batch_sink",
+        "client",
+        "pipeline",
+        "push_proxy",
+    }
 )
 _FEW: Final = ("kafka", "schema-registry")
 

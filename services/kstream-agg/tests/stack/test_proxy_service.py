@@ -317,7 +317,7 @@ def test_its_end_finishes_what_is_in_flight(
     stack: StackEndpoints, topic: str, tmp_path: Path
 ) -> None:
     # Kafka confirms after 300 ms of linger: the requests are in flight when the end comes.
-    kafka = {"queue_buffering_max_ms": 300, "message_timeout_ms": 10_000}
+    kafka = {"queue_buffering_max_ms": 300, "linger_ms": 300, "message_timeout_ms": 10_000}
     answers: list[int] = []
     with RunningProxy(tmp_path, stack.bootstrap_servers, {"kafka": kafka}) as proxy:
         pushes = [

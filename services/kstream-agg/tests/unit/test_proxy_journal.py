@@ -388,3 +388,14 @@ def test_reading_the_log_back_keeps_little_resident(tmp_path: Path) -> None:
         assert psutil.Process().memory_info().rss - before < 40 * MEBIBYTE
         assert release_mapped_pages(store.folder / "data.mdb")
     assert not release_mapped_pages(tmp_path / "no-such-file")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory is not released here")
+def test_opening_a_log_keeps_little_resident(tmp_path: Path) -> None:
+    blob = bytes(MEBIBYTE)
+    with take_slot(tmp_path, 128 * MEBIBYTE) as store:
+        store.commit([(number, blob) for number in range(64)])
+    with take_slot(tmp_path, 128 * MEBIBYTE) as store:
+        before = psutil.Process().memory_info().rss
+        assert len(store.batches()) == 64
+        assert psutil.Process().memory_info().rss - before < 20 * MEBIBYTE

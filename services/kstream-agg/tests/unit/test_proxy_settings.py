@@ -48,7 +48,7 @@ def test_the_references_file_is_taken_as_it_is(file: Path) -> None:
     config = settings.kafka.producer_config(workers=1, memory_mbytes=64)
     assert config["bootstrap.servers"] == "127.0.0.1:9092"
     assert config["request.required.acks"] == 1
-    assert config["queue.buffering.max.ms"] == 20
+    assert settings.kafka.queue_buffering_max_ms == 20
     assert config["queue.buffering.max.kbytes"] == 2048
     assert settings.ratelimit.rules[0].topic_name == "some_topic_name"
     assert settings.ratelimit.rules[0].max_requests_per_minute == 42
@@ -62,7 +62,6 @@ def test_defaults_are_the_references(file: Path) -> None:
     expected = {
         "message.max.bytes": 1024 * 1024,
         "queue.buffering.max.messages": 100_000,
-        "queue.buffering.max.ms": 10,
         "queue.buffering.max.kbytes": 1_048_576,
         "retries": 3,
         "message.timeout.ms": 2000,
@@ -70,9 +69,28 @@ def test_defaults_are_the_references(file: Path) -> None:
         "request.required.acks": -1,
     }
     assert {name: config[name] for name in expected} == expected
+    assert settings.kafka.queue_buffering_max_ms == 10
     assert (settings.http.port, settings.http.metrics_port) == (4242, 8088)
     assert str(settings.output_file) == "/dev/stdout"
     assert (settings.ratelimit.enabled, settings.ratelimit.rules) == (False, ())
+
+
+@pytest.mark.parametrize(
+    ("given", "linger_ms"),
+    [
+        ("", 1),
+        ("queue_buffering_max_ms: 0", 0),
+        ("queue_buffering_max_ms: 20", 1),
+        ("linger_ms: 20", 10),
+        ("linger_ms: 20\n  queue_buffering_max_ms: 50", 20),
+    ],
+)
+def test_records_linger_no_longer_than_both_keys_allow(
+    file: Path, given: str, linger_ms: float
+) -> None:
+    file.write_text(f"kafka:\n  brokers: ['a:1']\n  {given}\n", encoding="utf-8")
+    config = load_proxy_settings(file).kafka.producer_config(workers=1, memory_mbytes=64)
+    assert config["queue.buffering.max.ms"] == linger_ms
 
 
 def test_limits_are_shared_by_the_workers_and_bounded_by_memory(file: Path) -> None:

@@ -66,6 +66,8 @@ class ProxyKafkaSettings(SettingsGroup):
 
     bootstrap_servers: str | None = None
     """The name the other services use; goes before `brokers`."""
+    linger_ms: float = Field(default=1, ge=0, le=900_000)
+    """How long a record waits for others, never longer than `queue_buffering_max_ms`."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] | None = None
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = None
     sasl_username: str | None = None
@@ -105,12 +107,14 @@ class ProxyKafkaSettings(SettingsGroup):
         config: dict[str, str | int | float | bool] = {
             "message.max.bytes": self.message_max_bytes,
             "queue.buffering.max.messages": max(1, self.queue_buffering_max_messages // workers),
-            "queue.buffering.max.ms": self.queue_buffering_max_ms,
+            "queue.buffering.max.ms": min(self.linger_ms, self.queue_buffering_max_ms),
             "queue.buffering.max.kbytes": max(1, kbytes // workers),
             "retries": self.retries,
             "message.timeout.ms": self.message_timeout_ms,
             "request.timeout.ms": self.request_timeout_ms,
             "request.required.acks": self.request_required_acks,
+            # Behind these records wait for a slow broker, and make batches without any linger.
+            "max.in.flight.requests.per.connection": 20,
             "partitioner": "murmur2_random",  # where Java clients would put the same key
             "allow.auto.create.topics": False,  # metadata requests would create them
             "statistics.interval.ms": 1000,

@@ -28,7 +28,8 @@ _MAX_SLOTS: Final = 1024
 # LMDB must have free pages even to delete: its map is larger than what the log may hold.
 _MAP_FACTOR: Final = 2
 _MAP_EXTRA: Final = 64 << 20
-# What reading the log back may keep resident.
+# What reading the log back may keep resident. Looking at the first bytes of a batch is reading
+# it: the kernel maps what it has in its cache around them.
 _RELEASE_EVERY: Final = 4 << 20
 
 StoredBatch = tuple[int, bytes]
@@ -104,22 +105,22 @@ class LogStore:
         """A batch's records, None when there is no such batch."""
         with self._env.begin(db=self._batches) as transaction:
             found: bytes | None = transaction.get(_key(number))
-        self._read_bytes += len(found or b"")
-        if self._read_bytes >= _RELEASE_EVERY:
-            self._read_bytes = 0
-            release_mapped_pages(self.folder / "data.mdb")
+        self._has_read(len(found or b""))
         return found
 
     def batches(self) -> list[tuple[int, int, int]]:
         """Id, number of records and size in bytes of each batch, oldest first."""
+        found = []
         with (
             self._env.begin(db=self._batches, buffers=True) as transaction,
             transaction.cursor() as cursor,
         ):
-            return [
-                (int.from_bytes(bytes(key), "big"), _count(bytes(value[:5])), len(value))
-                for key, value in cursor
-            ]
+            for key, value in cursor:
+                size = len(value)
+                found.append((int.from_bytes(bytes(key), "big"), _count(bytes(value[:5])), size))
+                self._has_read(size)
+        self._release()
+        return found
 
     def parked(self) -> list[StoredBatch]:
         """The records that were set aside."""
@@ -155,6 +156,15 @@ class LogStore:
         """Close the files and free the slot."""
         self._env.close()
         os.close(self._lock)
+
+    def _has_read(self, size: int) -> None:
+        self._read_bytes += size
+        if self._read_bytes >= _RELEASE_EVERY:
+            self._release()
+
+    def _release(self) -> None:
+        self._read_bytes = 0
+        release_mapped_pages(self.folder / "data.mdb")
 
     def __enter__(self) -> Self:
         return self
