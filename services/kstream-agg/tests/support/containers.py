@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from kstream_agg.stack.docker import Container, find_project
+from kstream_agg.stack.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,12 +28,13 @@ class Compose:
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
+        self.project = environment["COMPOSE_PROJECT_NAME"]
         self.measured: dict[str, Any] = {}
 
     def __call__(self, *arguments: str, check: bool = True) -> str:
         """`docker compose …`; gives what it prints."""
         env_file = str(ROOT / "config" / "compose" / "demo.env")
-        command = ["docker", "compose", "--env-file", env_file, "-p", PROJECT, *arguments]
+        command = ["docker", "compose", "--env-file", env_file, "-p", self.project, *arguments]
         return self._run(command, check=check)
 
     def docker(self, *arguments: str) -> str:
@@ -109,5 +112,14 @@ class Compose:
 
 def port_variables() -> list[str]:
     """The variables that stand for ports on this machine."""
-    text = (ROOT / "docker-compose.override.yaml").read_text("utf-8")
+    files = ("docker-compose.override.yaml", "docker-compose.cluster.yaml")
+    text = "".join((ROOT / file).read_text("utf-8") for file in files)
     return sorted(set(re.findall(r"\$\{([A-Z_0-9]+_PORT):-", text)))
+
+
+def project_environment(name: str) -> dict[str, str]:
+    """The environment for a project of the tests: ports that are free, nobody's settings."""
+    names = port_variables()
+    ports = dict(zip(names, map(str, free_ports(len(names))), strict=True))
+    clean = {name: text for name, text in os.environ.items() if not name.startswith("KSTREAM")}
+    return {**clean, **ports, "STACK": "docker", "COMPOSE_PROJECT_NAME": name}

@@ -32,6 +32,7 @@ def _override(loader: Loader, node: yaml.Node) -> list[Any]:
 
 
 Loader.add_constructor("!override", _override)
+Loader.add_constructor("!reset", lambda _loader, _node: None)
 
 
 def load(name: str) -> dict[str, Any]:
@@ -71,6 +72,15 @@ def test_dockerfiles_name_the_same_bases(services: dict[str, dict[str, Any]]) ->
         text = (ROOT / file).read_text("utf-8")
         for name, image in re.findall(r"^ARG (\w+)=(\S+)$", text, re.MULTILINE):
             assert build["args"][name] == image
+
+
+def test_every_image_of_ours_is_built_by_one_service(services: dict[str, dict[str, Any]]) -> None:
+    builders = [service["image"] for service in services.values() if "build" in service]
+    used = {s["image"] for s in services.values() if s["image"].startswith("kstream-agg/")}
+    assert sorted(builders) == sorted(used)
+    for name, service in load("docker-compose.cluster.yaml")["services"].items():
+        assert service.get("build") is None, name
+        assert "extends" not in service or "build" in service, f"{name}: another one builds it"
 
 
 def test_every_image_is_pinned(services: dict[str, dict[str, Any]]) -> None:

@@ -93,6 +93,7 @@ def test_addresses_are_read_from_the_containers(
         row("postgres", Publishers=[{"TargetPort": 5432, "PublishedPort": 15432}]),
         row("schema-registry", Publishers=[{"TargetPort": 8080, "PublishedPort": 0}]),
         row("connectors", State="exited", Health="", ExitCode=1, Publishers=None),
+        row("clickhouse", Publishers=[{"TargetPort": 8123, "PublishedPort": 18123}]),
         row("raw-producer"),
     ]
     variables = json.dumps(["POSTGRES_PASSWORD=a=b", "KSTREAM__LOG__LEVEL"])
@@ -101,6 +102,7 @@ def test_addresses_are_read_from_the_containers(
         {
             "compose -p p ps --all --format json": "\n".join(map(json.dumps, rows)),
             f"{inspect} p-postgres-1": variables,
+            f"{inspect} p-clickhouse-1": json.dumps(["CLICKHOUSE_DB=d", "CLICKHOUSE_PASSWORD=c"]),
             f"{inspect} p-raw-producer-1": json.dumps(["KSTREAM__CHANNELS=trades.x.100ms"]),
         }
     )
@@ -109,6 +111,9 @@ def test_addresses_are_read_from_the_containers(
     assert found["KSTREAM__KAFKA__BOOTSTRAP_SERVERS"] == "127.0.0.1:19092"
     assert found["KSTREAM__POSTGRES__PORT"] == "15432"
     assert found["KSTREAM__POSTGRES__PASSWORD"] == "a=b"
+    assert found["KSTREAM__CLICKHOUSE__URL"] == "http://127.0.0.1:18123"
+    assert found["KSTREAM__CLICKHOUSE__DATABASE"] == "d"
+    assert found["KSTREAM__CLICKHOUSE__PASSWORD"] == "c"
     assert found["KSTREAM__CHANNELS"] == "trades.x.100ms"
     assert "KSTREAM__REGISTRY__URL" not in found
     well = {each.service: each.is_healthy for each in project.containers()}

@@ -37,7 +37,7 @@ _PAGES: Final = (
     ("grafana", 3000, "the pipeline's dashboard"),
     ("redpanda-console", 8080, "topics with decoded records, schemas, consumer groups, connectors"),
     ("akhq", 8080, "the same in another dress; live tail of a topic"),
-    ("pgadmin", 80, "the tables in Postgres: Servers, kstream-agg, Databases, raw"),
+    ("pgadmin", 5050, "the tables in Postgres: Servers, kstream-agg, Databases, raw"),
     ("zipkin", 9411, "traces: a trade from the websocket's frame to its window"),
     ("prometheus", 9090, "all metrics; Status, Targets"),
     ("push-proxy", 4242, "POST /push; /docs to try it"),

@@ -204,6 +204,7 @@ class ComposeProject:
             ("schema-registry", 8080, "REGISTRY__URL", "http://127.0.0.1:{}/apis/ccompat/v7"),
             ("connect", 8083, "CONNECT__URL", "http://127.0.0.1:{}"),
             ("postgres", 5432, "POSTGRES__PORT", "{}"),
+            ("clickhouse", 8123, "CLICKHOUSE__URL", "http://127.0.0.1:{}"),
         ):
             port = found[service].ports.get(inside) if service in found else None
             if port is not None:
@@ -214,6 +215,10 @@ class ComposeProject:
         postgres = self._variables(found.get("postgres"))
         if "POSTGRES_PASSWORD" in postgres:
             values["POSTGRES__PASSWORD"] = postgres["POSTGRES_PASSWORD"]
+        clickhouse = self._variables(found.get("clickhouse"))
+        for variable, setting in (("DB", "DATABASE"), ("USER", "USER"), ("PASSWORD", "PASSWORD")):
+            if f"CLICKHOUSE_{variable}" in clickhouse:
+                values[f"CLICKHOUSE__{setting}"] = clickhouse[f"CLICKHOUSE_{variable}"]
         channels = self._variables(found.get("raw-producer")).get(f"{ENV_PREFIX}CHANNELS")
         if channels:
             values["CHANNELS"] = channels
