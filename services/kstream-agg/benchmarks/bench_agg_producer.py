@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from aggregating import aggregate
 from aggregating_peers import KafkaStreams, QuixStreams
-from kstream_agg.core.metrics import RECORDS_CONSUMED
 from kstream_agg.core.names import channel_topic
 from measurement import Measurement
-from processes import POLL_S, Pass, Service, reference, say, watch
+from processes import reference, say
 from workload import prefill
 
 if TYPE_CHECKING:
@@ -17,15 +17,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kstream_agg.stack.endpoints import StackEndpoints
+    from processes import Pass
 
-__all__ = ["aggregate", "measure"]
+__all__ = ["measure"]
 
 _TRADES: Final = 2_000_000
 _QUIX_TRADES: Final = 200_000
 _CURRENCY: Final = "AGG"
 _FLOOR: Final = 150_000
-# Asking a supervisor for its workers' metrics costs some milliseconds of a core each time.
-_LOOK_AT_WORKERS_S: Final = 0.25
 
 Peer = dict[str, Any]
 
@@ -152,38 +151,6 @@ def _beside_peers(passes: _Passes) -> Iterator[Measurement]:
                 "beside": f"quix-streams 3.28.0, exactly once, {_QUIX_TRADES:,} records",
                 "cpu_s_per_million": round(_cpu_s_per_million(passes.quix[0]), 1),
             },
-        )
-
-
-def aggregate(  # noqa: PLR0913, PLR0917 - a pass's facts
-    endpoints: StackEndpoints,
-    folder: Path,
-    channel: str,
-    total: int,
-    group: str,
-    workers: int = 1,
-    **changes: str,
-) -> Pass:
-    """One pass of the agg-producer over a topic that is filled.
-
-    Args:
-        endpoints: The stack.
-        folder: Where it runs.
-        channel: The topic's.
-        total: The topic's records.
-        group: A consumer group that nobody had.
-        workers: How many processes. Of several, time begins when each has counted something.
-        changes: Further settings.
-    """
-    own = {"CHANNELS": channel, "GROUP_ID": group, "WORKERS": str(workers)}
-    own |= {"TELEMETRY__EXPORTER": "none"} | changes
-    topic = channel_topic(channel)
-    with Service(("agg-producer",), endpoints.environment, folder, own) as service:
-        return watch(
-            lambda: service.counter(RECORDS_CONSUMED.name, topic, workers),
-            total,
-            service.process,
-            poll_s=_LOOK_AT_WORKERS_S if workers > 1 else POLL_S,
         )
 
 

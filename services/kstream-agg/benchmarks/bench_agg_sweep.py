@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING, Final
 
-from bench_agg_producer import aggregate
+from aggregating import aggregate
 from kstream_agg.core.names import channel_topic
 from measurement import Measurement
 from processes import say

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from confluent_kafka import Producer
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from kstream_agg.core.schemas import RAW_TRADE
 from kstream_agg.core.settings import KafkaSettings, RegistrySettings, TopicSettings
@@ -35,6 +35,7 @@ __all__ = [
     "FRAME_TRADES",
     "PRODUCER_DEFAULTS",
     "cluster_of",
+    "copy_topic",
     "encoded",
     "frame_headers",
     "instruments",
@@ -51,6 +52,7 @@ FRAME_TRADES: Final = 100
 _EXPIRIES: Final = ("6FEB26", "27FEB26", "27MAR26", "26JUN26", "25SEP26", "25DEC26")
 _STRIKES: Final = range(40_000, 140_000, 4_000)
 _BASE_TRADES: Final = 50_000
+_COPIED_AT_ONCE: Final = 10_000
 _MEAN_GAP_MS: Final = 59  # 36 ms from trade to trade, with those that share a millisecond
 _RECEIVED_AFTER_MS: Final = 5
 _SAMPLED_FRAMES: Final = 20  # one in so many, as telemetry.sample_ratio says by default
@@ -140,12 +142,40 @@ def prefill(endpoints: StackEndpoints, topic: str, count: int, currency: str) ->
         frame += 1
         last.update((wire["instrument_name"], wire["trade_seq"]) for wire in wires)
         for key, value in encoded(wires, schema_id):
-            while True:
-                try:
-                    producer.produce(topic, value, key, headers=headers)
-                except BufferError:
-                    producer.poll(0.1)
-                else:
-                    break
+            _produce(producer, topic, value, key, headers=headers)
     assert producer.flush(60) == 0, "the broker did not take the prefill"
     return last
+
+
+def copy_topic(endpoints: StackEndpoints, source: str, target: str, count: int) -> None:
+    """Give a topic the records of another: the same partitions, keys and headers."""
+    where = {"bootstrap.servers": endpoints.bootstrap_servers}
+    producer = Producer(PRODUCER_DEFAULTS | where)
+    consumer = Consumer(where | {"group.id": "bench-copy", "enable.auto.commit": False})
+    numbers = range(TopicSettings().partitions)
+    consumer.assign([TopicPartition(source, number, OFFSET_BEGINNING) for number in numbers])
+    copied = 0
+    while copied < count:
+        for message in consumer.consume(_COPIED_AT_ONCE, 1.0):
+            assert message.error() is None, message.error()
+            _produce(
+                producer,
+                target,
+                message.value(),
+                message.key(),
+                partition=message.partition(),
+                headers=message.headers(),
+            )
+            copied += 1
+    consumer.close()
+    assert producer.flush(60) == 0, "the broker did not take the copies"
+
+
+def _produce(producer: Producer, topic: str, value: Any, key: Any, **more: Any) -> None:  # noqa: ANN401 - handed on as they are
+    while True:
+        try:
+            producer.produce(topic, value, key, **more)
+        except BufferError:
+            producer.poll(0.1)
+        else:
+            return
