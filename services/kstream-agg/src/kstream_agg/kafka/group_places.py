@@ -79,6 +79,8 @@ class GroupPlaces:
     def committed(self, name: str) -> dict[Place, int]:
         """What a group has committed; empty when that is nothing.
 
+        Kafka shows what a transaction has committed some milliseconds after the commit returns.
+
         Raises:
             UnavailableError: No broker answers.
         """
