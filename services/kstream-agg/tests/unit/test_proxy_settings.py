@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
+from confluent_kafka import Producer
 
 from kstream_agg.cli.main import cli
 from kstream_agg.core.errors import SettingsError
@@ -52,6 +53,14 @@ def test_the_references_file_is_taken_as_it_is(file: Path) -> None:
     assert config["queue.buffering.max.kbytes"] == 2048
     assert settings.ratelimit.rules[0].topic_name == "some_topic_name"
     assert settings.ratelimit.rules[0].max_requests_per_minute == 42
+
+
+@pytest.mark.parametrize("chosen", ["true", "'TRUE'"])
+def test_a_producer_may_be_idempotent(file: Path, chosen: str) -> None:
+    text = f"kafka: {{brokers: ['127.0.0.1:1'], properties: {{enable.idempotence: {chosen}}}}}"
+    file.write_text(text, encoding="utf-8")
+    config = load_proxy_settings(file).kafka.producer_config(workers=1, memory_mbytes=64)
+    Producer(config | {"log_level": 0})  # which refuses acks and requests in flight of others
 
 
 def test_defaults_are_the_references(file: Path) -> None:

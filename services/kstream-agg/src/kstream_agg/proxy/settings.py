@@ -120,7 +120,12 @@ class ProxyKafkaSettings(SettingsGroup):
             "statistics.interval.ms": 1000,
             "reconnect.backoff.max.ms": 1000,  # a broker that is back is seen within a second
         }
-        return config | self.client_settings().client_config()
+        chosen = self.client_settings().client_config()
+        if str(chosen.get("enable.idempotence", False)).lower() == "true":
+            # librdkafka refuses others than its own, which are `all` and 5.
+            for name in ("request.required.acks", "max.in.flight.requests.per.connection"):
+                del config[name]
+        return config | chosen
 
 
 class ProxyHttpSettings(SettingsGroup):
