@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import polars as pl
-from confluent_kafka import Consumer, TopicPartition
 from prometheus_client import CollectorRegistry
 from websockets.sync.client import connect
 
@@ -28,6 +27,7 @@ from kstream_agg.deribit.settings import ExchangeSettings, HistorySettings, RawP
 from kstream_agg.kafka.cluster import KafkaCluster
 from kstream_agg.kafka.columns import ColumnDecoder
 from kstream_agg.kafka.registry import SchemaRegistry
+from kstream_agg.kafka.topic_reader import TopicPart, TopicReader
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -153,47 +153,17 @@ class Market:
 
     def _batches(self, topic: str) -> list[tuple[list[bytes | None], list[bytes | None]]]:
         """Keys and values of each partition, in offset order."""
-        config: dict[str, Any] = {
-            **self.kafka.client_config(),
-            "group.id": f"read-{uuid.uuid4().hex}",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "isolation.level": "read_committed",
-            "fetch.queue.backoff.ms": 10,
-        }
-        consumer = Consumer(config)
-        try:
-            numbers = consumer.list_topics(topic, 10).topics[topic].partitions
-            batches = []
-            for number in numbers:
-                part = TopicPartition(topic, number, 0)
-                _, end = consumer.get_watermark_offsets(part)
-                consumer.assign([part])
-                batches.append(_read_until(consumer, end))
-        finally:
-            consumer.close()
-        return batches
-
-
-def _read_until(consumer: Consumer, end: int) -> tuple[list[bytes | None], list[bytes | None]]:
-    """Keys and values before an offset, or before the last stable one when that is lower."""
-    keys: list[bytes | None] = []
-    values: list[bytes | None] = []
-    deadline = time.monotonic() + _WAIT_S
-    at = 0
-    while at < end and time.monotonic() < deadline:
-        for message in consumer.consume(10_000, 0.2):
-            if message.error() is not None:  # the partition's end
-                return keys, values
-            at = (message.offset() or 0) + 1
-            if at > end:
-                break
-            key, value = message.key(), message.value()
-            keys.append(key if isinstance(key, bytes) else None)
-            values.append(value if isinstance(value, bytes) else None)
-    if at < end:
-        raise TimeoutError(f"offset {end} was not reached")
-    return keys, values
+        with TopicReader(self.kafka, "test") as reader:
+            spans = reader.spans([topic])
+            found: dict[TopicPart, tuple[list[bytes | None], list[bytes | None]]]
+            found = {part: ([], []) for part in sorted(spans)}
+            for part, messages in reader.batches(spans):
+                keys, values = found[part]
+                for message in messages:
+                    key, value = message.key(), message.value()
+                    keys.append(key if isinstance(key, bytes) else None)
+                    values.append(value if isinstance(value, bytes) else None)
+        return list(found.values())
 
 
 class ProducerThread:
