@@ -116,7 +116,7 @@ test: $(VENV)/.dev ## All tests, against the real local stack
 	cd $(PKG) && ../../$(BIN)/pytest $(PARALLEL) -m "not faults and not soak" $(ARGS)
 
 .PHONY: test-faults
-test-faults: $(VENV)/.dev ## Kill, stop, starve and lie to the services under load (20 min)
+test-faults: $(VENV)/.dev ## Kill, stop, starve and lie to the services under load (12 min)
 	cd $(PKG) && ../../$(BIN)/pytest $(PARALLEL) -m faults $(ARGS)
 
 .PHONY: test-compose
