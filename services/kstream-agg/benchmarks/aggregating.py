@@ -6,10 +6,11 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
+from confluent_kafka import ConsumerGroupState
 from confluent_kafka.admin import AdminClient
 
 from kstream_agg.core.errors import UnavailableError
-from kstream_agg.core.metrics import RECORDS_CONSUMED
+from kstream_agg.core.metrics import COMMITS, RECORDS_CONSUMED
 from kstream_agg.core.names import channel_topic
 from processes import POLL_S, Service, watch
 from workload import copy_topic, make_topic
@@ -66,7 +67,7 @@ def aggregate(  # noqa: PLR0913, PLR0917 - a pass's facts
     make_topic(endpoints, copy)
     changes = _PATIENT | changes | {"WORKERS": str(workers)}
     with _service(endpoints, folder, own, group, changes) as service:
-        _wait_for_members(endpoints, group, workers)
+        _wait_for_members(endpoints, group, service, workers)
         with _held(service.process):
             copy_topic(endpoints, topic, copy, total)
         return _watched(service, copy, total, workers)
@@ -88,16 +89,20 @@ def _watched(service: Service, topic: str, total: int, workers: int) -> Pass:
     )
 
 
-def _wait_for_members(endpoints: StackEndpoints, group: str, count: int) -> None:
+def _wait_for_members(endpoints: StackEndpoints, group: str, service: Service, count: int) -> None:
+    """Each has partitions, and has signed on for them: that is its first commit."""
     admin = AdminClient({"bootstrap.servers": endpoints.bootstrap_servers})
     deadline = time.monotonic() + _JOIN_WITHIN_S
     while True:
-        found = admin.describe_consumer_groups([group])[group].result().members
-        if sum(bool(member.assignment.topic_partitions) for member in found) == count:
+        found = admin.describe_consumer_groups([group])[group].result()
+        having = sum(bool(member.assignment.topic_partitions) for member in found.members)
+        commits = service.counters(COMMITS.name, 'outcome="committed"')
+        is_stable = found.state == ConsumerGroupState.STABLE
+        if is_stable and having == count and sum(map(bool, commits)) == count:
             return
         if time.monotonic() > deadline:
             raise UnavailableError(f"{group} has not got {count} members in {_JOIN_WITHIN_S:.0f} s")
-        time.sleep(POLL_S)
+        time.sleep(_LOOK_AT_WORKERS_S)
 
 
 @contextlib.contextmanager

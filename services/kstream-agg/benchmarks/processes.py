@@ -138,14 +138,18 @@ class Service:
 
         Of several workers the sum, once each of them has counted something.
         """
+        values = self.counters(name, f'topic="{topic}"')
+        return sum(values) if sum(map(bool, values)) >= workers else 0
+
+    def counters(self, name: str, label: str) -> list[int]:
+        """A counter's values with this label, one a worker; none while it does not answer."""
         self.check()
-        start, label = f"{name}_total{{", f'topic="{topic}"'
-        values = [
+        start = f"{name}_total{{"
+        return [
             round(float(line.rpartition(" ")[2]))
             for line in (self._get("/metrics") or "").splitlines()
             if line.startswith(start) and label in line
         ]
-        return sum(values) if sum(map(bool, values)) >= workers else 0
 
     def quantile(self, name: str, share: float) -> float:
         """A quantile of a histogram without labels, interpolated within its bucket."""
