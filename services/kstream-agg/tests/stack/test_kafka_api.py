@@ -282,10 +282,15 @@ def test_the_example_reads_back_what_it_writes(brokers: str, unique: Callable[[s
 
 def test_an_unknown_topic(three: KafkaCluster, topic: str) -> None:
     near = topic[:-1]
-    for open_it in (three.writer, three.reader, three.describe_topic):
+
+    def suggested(open_it: Callable[[str], object]) -> bool:
         with pytest.raises(ContractError, match=f"there is no topic '{near}'") as caught:
             open_it(near)
-        assert f"did you mean {topic}" in str(caught.value.remedy)
+        return f"did you mean {topic}" in str(caught.value.remedy)
+
+    for open_it in (three.writer, three.reader, three.describe_topic):
+        # Any of the brokers answers, and they hear of a new topic one after the other.
+        wait_for(lambda open_it=open_it: suggested(open_it), "the new topic's name")
 
 
 def test_a_wrong_partition(three: KafkaCluster, topic: str) -> None:
