@@ -8,7 +8,6 @@ once; so do modules of which one takes a component of the shared stack away.
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import tempfile
 import uuid
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from running import running_stack
 from xdist.scheduler import (  # type: ignore[import-untyped] # it has no types
     LoadScopeScheduling,
 )
@@ -94,12 +94,9 @@ class _ByModule(LoadScopeScheduling):  # type: ignore[misc] # as above
 @pytest.fixture(scope="session")
 def stack(request: pytest.FixtureRequest) -> Iterator[StackEndpoints]:
     """The addresses of a running base stack: Kafka, registry, Connect, Postgres, Zipkin."""
-    named = os.environ.get(_RUNNING)
-    if named:
-        found = find_running(Path(named))
-        if found is None:
-            pytest.fail(f"{_RUNNING} names {named}, where no stack runs")
-        yield found
+    named = running_stack(_RUNNING)
+    if named is not None:
+        yield named
         return
     shared = getattr(request.config, "workerinput", {}).get("shared_stack")
     if shared is not None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from running import running_stack
 
-from kstream_agg.stack.endpoints import find_running
 from kstream_agg.stack.testing import LocalStack, open_folder
 
 if TYPE_CHECKING:
@@ -23,12 +21,9 @@ _RUNNING = "KSTREAM_FAULT_STACK"
 @pytest.fixture(scope="module")
 def broken_stack() -> Iterator[StackEndpoints]:
     """Kafka and the registry, for a module's tests alone."""
-    named = os.environ.get(_RUNNING)
-    if named:
-        found = find_running(Path(named))
-        if found is None:
-            pytest.fail(f"{_RUNNING} names {named}, where no stack runs")
-        yield found
+    named = running_stack(_RUNNING)
+    if named is not None:
+        yield named
         return
     with (
         open_folder("kstream-faults-") as folder,

@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from kstream_agg.core.errors import ContractError
 from kstream_agg.core.names import changelog_topic
+from kstream_agg.kafka.compacted import keep_newest
 from kstream_agg.kafka.failures import kafka_failure
 from kstream_agg.kafka.group_transactions import fence
 from kstream_agg.kafka.topic_reader import TopicPart, TopicReader
@@ -107,8 +108,7 @@ class Changelog:
                     remedy="a changelog has as many partitions as its raw topic: give it those",
                 )
             for part, messages in reader.batches({part: spans[part] for part in wanted}):
-                for message in messages:
-                    _note(found[part], message.key(), message.value())
+                keep_newest(found[part], messages)
         return {item: found[part] for part, item in wanted.items()}
 
     def _let_settle(self, places: list[TopicPartition]) -> None:
@@ -132,12 +132,3 @@ def _ends(admin: AdminClient, places: list[TopicPartition], level: IsolationLeve
         request_timeout=_REQUEST_S,
     )
     return [int(future.result().offset) for future in futures.values()]
-
-
-def _note(kept: Kept, key: object, value: object) -> None:
-    if not isinstance(key, bytes):
-        return
-    # Anew, so that the keys stand in the order of their last values.
-    kept.pop(key, None)
-    if isinstance(value, bytes):
-        kept[key] = value

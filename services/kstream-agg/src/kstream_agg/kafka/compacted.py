@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 from kstream_agg.kafka.topic_reader import TopicReader
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from confluent_kafka import Message
+
     from kstream_agg.core.settings import KafkaSettings
 
-__all__ = ["read_compacted"]
+__all__ = ["keep_newest", "read_compacted"]
 
 
 def read_compacted(settings: KafkaSettings, topic: str, client_id: str) -> dict[bytes, bytes]:
@@ -26,15 +30,16 @@ def read_compacted(settings: KafkaSettings, topic: str, client_id: str) -> dict[
     newest: dict[bytes, bytes] = {}
     with TopicReader(settings, client_id) as reader:
         for _part, messages in reader.batches(reader.spans([topic])):
-            for message in messages:
-                _note(newest, message.key(), message.value())
+            keep_newest(newest, messages)
     return newest
 
 
-def _note(newest: dict[bytes, bytes], key: object, value: object) -> None:
-    if not isinstance(key, bytes):
-        return
-    if isinstance(value, bytes):
-        newest[key] = value
-    else:
+def keep_newest(newest: dict[bytes, bytes], messages: Iterable[Message]) -> None:
+    """Take in further records of a partition; keys stand in the order of their last values."""
+    for message in messages:
+        key, value = message.key(), message.value()
+        if not isinstance(key, bytes):
+            continue
         newest.pop(key, None)
+        if isinstance(value, bytes):
+            newest[key] = value
