@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,6 +38,31 @@ def test_an_id_that_begins_with_a_dash_is_taken_too(
     own.write_text(re.sub(r"(?m)^log.dirs=.*$", f"log.dirs={data}", properties), "utf-8")
     kafka._format(class_path(ArtifactCache().files("kafka")), own, name)
     assert f"cluster.id={name}" in (data / "meta.properties").read_text("utf-8")
+
+
+def test_a_change_is_made_when_the_last_broker_has_heard_of_it(
+    local_cluster: LocalCluster, three: KafkaCluster, topic: str
+) -> None:
+    status = local_cluster.brokers.status()
+    (late, *_) = (
+        each.process for number, each in status.components.items() if number != status.controller
+    )
+    assert late is not None
+    done = threading.Event()
+
+    def change() -> None:
+        three.alter_topic(topic, partitions=4)
+        done.set()
+
+    changing = threading.Thread(target=change)
+    os.kill(late.pid, signal.SIGSTOP)
+    try:
+        changing.start()
+        assert not done.wait(1.0)
+    finally:
+        os.kill(late.pid, signal.SIGCONT)
+        changing.join()
+    assert done.is_set()
 
 
 def test_a_killed_broker_is_seen_missed_and_brought_back(

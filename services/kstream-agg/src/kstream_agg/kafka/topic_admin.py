@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
@@ -21,7 +20,8 @@ from kstream_agg.core.errors import TopicMismatchError, UnavailableError
 from kstream_agg.core.logs import get_logger
 from kstream_agg.kafka.awaiting import awaitable
 from kstream_agg.kafka.brokers import broker_settings
-from kstream_agg.kafka.failures import kafka_failure, no_such_topic
+from kstream_agg.kafka.everywhere import each_knows, known_everywhere
+from kstream_agg.kafka.failures import kafka_failure, mapped, no_such_topic
 from kstream_agg.kafka.topics import (
     BrokerDescription,
     ClusterDescription,
@@ -44,9 +44,6 @@ __all__ = ["ClusterTopics"]
 _log = get_logger(__name__)
 
 _REQUEST_TIMEOUT_S: Final = 5.0
-# A new topic is in every broker's metadata within milliseconds; a loaded broker takes seconds.
-_LISTED_LOOKS: Final = 100
-_LISTED_PAUSE_S: Final = 0.05
 _INTERNAL: Final = "__"
 
 
@@ -73,6 +70,7 @@ class ClusterTopics:
         # librdkafka would repeat every failed connection attempt on standard error;
         # `wait_for_brokers` says it once.
         config |= {"client.id": client_id, "log_level": 0}
+        self._config = config
         try:
             self._admin = AdminClient(config)
         except KafkaException as error:
@@ -134,8 +132,8 @@ class ClusterTopics:
     def create_topics(self, topics: Sequence[TopicConfiguration]) -> list[str]:
         """Create the topics that do not exist; safe to call from several programs at once.
 
-        The controller answers before the brokers have heard of a new topic: this returns when they
-        list it.
+        The controller answers before the brokers have heard of a new topic: this returns when each
+        lists it.
 
         Returns:
             The names of those created by this call.
@@ -192,7 +190,7 @@ class ClusterTopics:
             )
 
     def _wait_listed(self, partitions: Mapping[str, int]) -> None:
-        """Wait until the brokers list topics with these many partitions, all led.
+        """Wait until each broker lists topics with these many partitions, all led.
 
         A client that comes too early would be told of an unknown topic.
         """
@@ -208,18 +206,20 @@ class ClusterTopics:
 
         if not self._wait_seen(are_listed):
             raise UnavailableError(
-                f"no broker lists the new topics or partitions of {', '.join(sorted(partitions))}",
+                "not every broker lists the new topics or partitions of "
+                f"{', '.join(sorted(partitions))}",
                 remedy="are enough brokers up? kstream-agg cluster status; see the brokers' logs",
             )
 
     def _wait_seen(self, holds: Callable[[ClusterMetadata], bool]) -> bool:
-        """Wait until it holds in as many answers in a row as there are brokers: any may answer."""
-        return _in_a_row(len(self._metadata().brokers), lambda: holds(self._metadata()))
+        """Wait until it holds in what each broker says of the cluster."""
+        with mapped("asking each broker of its topics"):
+            return known_everywhere(self._admin, self._config, holds)
 
     def delete_topics(self, names: Sequence[str]) -> None:
         """Delete topics; those that do not exist are passed over.
 
-        This returns when the brokers list them no more.
+        This returns when no broker lists them any more.
 
         Raises:
             UnavailableError: No broker answers.
@@ -286,21 +286,27 @@ class ClusterTopics:
         self._wait_altered(name, config)
 
     def _wait_altered(self, name: str, config: Mapping[str, str | None]) -> None:
-        """Wait until the brokers have heard of other settings."""
+        """Wait until each broker has heard of other settings."""
+        wanted = config.items()
 
-        def are_known() -> bool:
-            entries = self._config_entries(name)
-            return all(_is_set(entries[key], to) for key, to in config.items() if key in entries)
+        def are_known(broker: int) -> bool:
+            entries = self._config_entries(name, broker)
+            return all(_is_set(entries[key], to) for key, to in wanted if key in entries)
 
-        if not _in_a_row(len(self._metadata().brokers), are_known):
+        if not each_knows(self._metadata().brokers, are_known):
             raise UnavailableError(
-                f"no broker knows of the new settings of topic '{name}'",
+                f"not every broker knows of the new settings of topic '{name}'",
                 remedy="see the brokers' logs",
             )
 
-    def _config_entries(self, topic: str) -> dict[str, ConfigEntry]:
+    def _config_entries(self, topic: str, broker: int | None = None) -> dict[str, ConfigEntry]:
+        """A topic's settings, as a broker knows them; None for any broker."""
         resource = ConfigResource(ResourceType.TOPIC, topic)
-        futures = self._admin.describe_configs([resource], request_timeout=_REQUEST_TIMEOUT_S)
+        # What is asked of a broker's own settings goes to that broker, and the rest with it.
+        its_own = [] if broker is None else [ConfigResource(ResourceType.BROKER, str(broker))]
+        futures = self._admin.describe_configs(
+            [resource, *its_own], request_timeout=_REQUEST_TIMEOUT_S
+        )
         found: dict[str, ConfigEntry] = futures[resource].result()
         return found
 
@@ -317,18 +323,6 @@ class ClusterTopics:
     acreate_topics = awaitable(create_topics)
     adelete_topics = awaitable(delete_topics)
     aalter_topic = awaitable(alter_topic)
-
-
-def _in_a_row(times: int, holds: Callable[[], bool]) -> bool:
-    """Whether it comes to hold, so many times in a row, before patience ends."""
-    row = 0
-    for _ in range(_LISTED_LOOKS):
-        row = row + 1 if holds() else 0
-        if row >= times:
-            return True
-        if row == 0:
-            time.sleep(_LISTED_PAUSE_S)
-    return False
 
 
 def _is_set(entry: ConfigEntry, value: str | None) -> bool:
