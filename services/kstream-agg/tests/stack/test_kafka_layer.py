@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from prometheus_client import CollectorRegistry
 
 from kstream_agg.core.errors import (
     ContractError,
@@ -18,8 +19,10 @@ from kstream_agg.core.errors import (
 from kstream_agg.core.metrics import RECORDS_DELIVERED, Metrics
 from kstream_agg.core.schemas import RAW_TRADE
 from kstream_agg.core.settings import KafkaSettings, RegistrySettings, TopicSettings
-from kstream_agg.kafka.cluster import KafkaCluster, topic_configuration
+from kstream_agg.deribit.testing import wait_for
+from kstream_agg.kafka.cluster import KafkaCluster, TopicConfiguration, topic_configuration
 from kstream_agg.kafka.registry import SchemaRegistry
+from kstream_agg.kafka.transactions import TransactionWriter
 from kstream_agg.kafka.writer import RecordWriter
 
 if TYPE_CHECKING:
@@ -63,6 +66,22 @@ def read_all(kafka: KafkaSettings, topic: str, count: int, partitions: int) -> l
         return found
     finally:
         consumer.close()
+
+
+def test_a_writer_that_was_replaced_says_so_whatever_meets_it(
+    kafka: KafkaSettings, cluster: KafkaCluster, unique: Callable[[str], str]
+) -> None:
+    name = unique("fenced")
+    cluster.create_topics([TopicConfiguration(name)])
+    first, second = (
+        TransactionWriter(kafka, Metrics(CollectorRegistry()), "tests", name) for _ in range(2)
+    )
+    assert first.start(threading.Event())
+    first.produce(name, b"x")
+    assert second.start(threading.Event())
+    # Its client finds out by itself; the next record is then refused with "fatal error" alone.
+    with pytest.raises(DeliveryError, match="has taken over the transactional id"):
+        wait_for(lambda: first.produce(name, b"y"), "the refusal")
 
 
 def test_topics_are_created_once_and_kept_as_they_are(

@@ -171,7 +171,7 @@ class GroupTransactionWriter(TransactionWriter):
                 raise self._failed(error, "the transaction") from error
 
     def _failed(self, error: KafkaException, what: str) -> KStreamError:  # type: ignore[override]  # kinds of its own
-        cause: KafkaError = error.args[0]
+        cause = self._cause(error)
         if cause.code() in _FENCED:
             return FencedError(
                 "another worker has taken this one's partitions over",

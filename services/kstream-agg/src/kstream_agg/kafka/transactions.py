@@ -230,7 +230,7 @@ class TransactionWriter:
             raise self._failed(error, "a transaction") from error
 
     def _failed(self, error: KafkaException, what: str) -> DeliveryError:
-        cause: KafkaError = error.args[0]
+        cause = self._cause(error)
         if cause.code() in _FENCED:
             return DeliveryError(
                 f"another program has taken over the transactional id '{self._id}'",
@@ -238,6 +238,18 @@ class TransactionWriter:
                 "transactional_id and channels of its own",
             )
         return self._failure or delivery_failure(cause, what)
+
+    def _cause(self, error: KafkaException) -> KafkaError:
+        """What has happened; a producer that is of no more use often says no more than that."""
+        cause: KafkaError = error.args[0]
+        if cause.code() == KafkaError._FATAL:  # noqa: SLF001 - as above
+            try:
+                # Refused for the reason that made it so (librdkafka, INTRODUCTION.md).
+                self._producer.abort_transaction(_STEP_S)
+            except KafkaException as told:
+                reason: KafkaError = told.args[0]
+                return reason
+        return cause
 
     def _on_failed_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
