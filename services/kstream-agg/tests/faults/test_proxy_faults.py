@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import psutil
 import pytest
+from asking import ANSWER_S, get, post
 from confluent_kafka import Consumer, TopicPartition
 
 from kstream_agg.core.settings import KafkaSettings
@@ -196,14 +197,14 @@ def test_a_worker_and_the_parent_alone_are_killed(
 def test_a_full_disk_for_the_log(stack: StackEndpoints, topic: str, tmp_path: Path) -> None:
     with RunningProxy(tmp_path, stack.bootstrap_servers) as proxy:
         body = {"records": [{"topic": topic, "data": "known "}], "wait_for_send": True}
-        assert httpx2.post(f"{proxy.url}/push", json=body).status_code == 200
+        assert post(f"{proxy.url}/push", json=body).status_code == 200
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nowhere = f"127.0.0.1:{closed.getsockname()[1]}"
         with RunningProxy(tmp_path, nowhere, file_limit=2 << 20) as proxy:
             with Load(lambda: proxy.port, topic, size=4000) as load:
                 proxy.wait_until(lambda: load.statuses[503] > 50, "a full disk")
-            assert httpx2.get(f"{proxy.metrics_url}/healthz").status_code == 503
+            assert get(f"{proxy.metrics_url}/healthz").status_code == 503
             assert set(load.statuses) == {200, 503}
             assert load.accepted
     with RunningProxy(tmp_path, stack.bootstrap_servers) as proxy:
@@ -245,7 +246,7 @@ def test_ten_thousand_malformed_requests(stack: StackEndpoints, topic: str, tmp_
         bodies.append(bytes(damaged[: draw.randint(0, len(damaged))]))
     statuses: Counter[int] = Counter()
     with RunningProxy(tmp_path, stack.bootstrap_servers) as proxy:
-        with httpx2.Client() as client:
+        with httpx2.Client(timeout=ANSWER_S) as client:
             for body in bodies[:100]:
                 client.post(f"{proxy.url}/push", content=body)
             before = proxy.resident_bytes()

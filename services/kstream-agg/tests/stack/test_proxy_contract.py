@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
+from asking import ANSWER_S, get, post
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from kstream_agg.core.settings import KafkaSettings, RegistrySettings, TopicSettings
@@ -93,11 +94,11 @@ def read(stack: StackEndpoints) -> Callable[[str, int], list[Message]]:
 
 def push(proxy: RunningProxy, *records: dict[str, Any], wait: bool = True) -> httpx2.Response:
     body = {"records": list(records), "wait_for_send": wait}
-    return httpx2.post(f"{proxy.url}/push", json=body)
+    return post(f"{proxy.url}/push", json=body)
 
 
 def send(proxy: RunningProxy, body: bytes | str) -> httpx2.Response:
-    return httpx2.post(f"{proxy.url}/push", content=body)
+    return post(f"{proxy.url}/push", content=body)
 
 
 def header_list(message: Message) -> list[tuple[str, str | bytes | None]]:
@@ -185,7 +186,7 @@ def test_every_addition_reaches_the_record(
         ],
         "wait_for_send": True,
     }
-    answer = httpx2.post(f"{proxy.url}/push", json=body, headers={"traceparent": parent})
+    answer = post(f"{proxy.url}/push", json=body, headers={"traceparent": parent})
     assert answer.json() == OK
     json_value, binary, tombstone, with_headers, repeated = read(topic, 5)
     assert json_value.value() == b'{"a":[1,2.5]}'
@@ -315,11 +316,11 @@ def test_schema_records_are_encoded_and_bad_ones_named(
 
 
 def test_other_paths_and_methods(proxy: RunningProxy) -> None:
-    assert httpx2.get(f"{proxy.url}/nothing").status_code == 404
-    wrong = httpx2.get(f"{proxy.url}/push")
+    assert get(f"{proxy.url}/nothing").status_code == 404
+    wrong = get(f"{proxy.url}/push")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
-    assert httpx2.get(f"{proxy.url}/docs").headers["content-type"].startswith("text/html")
-    head = httpx2.head(f"{proxy.url}/openapi.json")
+    assert get(f"{proxy.url}/docs").headers["content-type"].startswith("text/html")
+    head = httpx2.head(f"{proxy.url}/openapi.json", timeout=ANSWER_S)
     assert (head.status_code, head.content) == (200, b"")
 
 
@@ -357,7 +358,7 @@ def test_schemathesis_finds_no_failure(
     # Any timestamp is taken by this one; some requests go to it, some to one that is not there.
     name = unique("proxy-fuzzed")
     cluster.create_topics([topic_configuration(name, TopicSettings(partitions=2))])
-    document = httpx2.get(f"{proxy.url}/openapi.json").json()
+    document = get(f"{proxy.url}/openapi.json").json()
     for schema in document["components"]["schemas"].values():
         if "topic" in schema.get("properties", {}):
             schema["properties"]["topic"]["enum"] = [name, "no-such-topic"]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
+from asking import ANSWER_S, get, post
 from confluent_kafka import Consumer, TopicPartition
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -74,7 +75,7 @@ def push(
     headers: dict[str, str] | None = None,
 ) -> httpx2.Response:
     body = {"records": list(records), "wait_for_send": wait}
-    return httpx2.post(f"{proxy.url}/push", json=body, headers=headers)
+    return post(f"{proxy.url}/push", json=body, headers=headers)
 
 
 def receive_all(connection: socket.socket) -> bytes:
@@ -131,11 +132,11 @@ def test_keys_open_their_topics_only(stack: StackEndpoints, topic: str, tmp_path
         assert proxy.metric("ratelimit_messages_count", topic=topic) == 3
         assert proxy.metric("push_proxy_client_limited_requests") == 1
         origin = {"Origin": "https://shop.example"}
-        asked = httpx2.options(f"{proxy.url}/push", headers=origin)
+        asked = httpx2.options(f"{proxy.url}/push", headers=origin, timeout=ANSWER_S)
         assert asked.status_code == 204
         assert asked.headers["access-control-allow-origin"] == "https://shop.example"
         assert "access-control-allow-origin" not in push(proxy, record).headers
-        document = httpx2.get(f"{proxy.url}/openapi.json").json()
+        document = get(f"{proxy.url}/openapi.json").json()
         assert document["components"]["securitySchemes"]["key"]["name"] == "X-API-Key"
     assert len(values(stack, topic, 6)) == 6
 
@@ -207,7 +208,7 @@ def test_the_references_way(
         assert failed.json()["status"] == "error"
         unwaited = push(proxy, large, wait=False)
         assert (unwaited.status_code, unwaited.json()) == (200, OK)
-        assert httpx2.post(f"{proxy.url}/push", content=b"{").status_code == 400
+        assert post(f"{proxy.url}/push", content=b"{").status_code == 400
         assert proxy.stop() == 0
 
 
@@ -231,13 +232,13 @@ def test_metrics_have_the_references_names(
             lambda: proxy.metric("kafka_producer_total_messages_sent") == 10, "the statistics"
         )
         assert proxy.metric("kafka_producer_broker_state") >= 6
-        text = httpx2.get(f"{proxy.metrics_url}/metrics").text
+        text = get(f"{proxy.metrics_url}/metrics").text
         assert text.endswith("# EOF\n")
         assert 'kprf_app_metadata{commit_hash="' in text
         for name in [*PRODUCER_METRICS, *BROKER_METRICS, *TOPIC_METRICS]:
             assert re.search(rf"^{name}[ {{]", text, re.MULTILINE), name
         assert len([*PRODUCER_METRICS, *BROKER_METRICS, *TOPIC_METRICS]) == 27
-        assert httpx2.get(f"{proxy.metrics_url}/healthz").status_code == 200
+        assert get(f"{proxy.metrics_url}/healthz").status_code == 200
 
 
 def test_while_kafka_is_away_the_log_accepts_and_nothing_else_does(
@@ -267,7 +268,7 @@ def test_while_kafka_is_away_the_log_accepts_and_nothing_else_does(
         ) as without_log:
             refused = push(without_log, {"topic": topic, "data": "x"}, wait=False)
             assert refused.status_code == 503
-            assert httpx2.get(f"{without_log.metrics_url}/readyz").status_code == 503
+            assert get(f"{without_log.metrics_url}/readyz").status_code == 503
     with RunningProxy(tmp_path, stack.bootstrap_servers) as proxy:
         proxy.wait_until(lambda: proxy.metric("push_proxy_wal_resent_records") == 50, "the log")
         proxy.wait_until(lambda: proxy.metric("push_proxy_wal_bytes") == 0, "an empty log")
@@ -306,7 +307,7 @@ def test_tls_is_the_servers_own(stack: StackEndpoints, topic: str, tmp_path: Pat
     http = {"tls_key": str(key), "tls_certificate": str(certificate)}
     with RunningProxy(tmp_path / "proxy", stack.bootstrap_servers, {"http": http}) as proxy:
         trusting = ssl.create_default_context(cafile=str(certificate))
-        with httpx2.Client(verify=trusting) as client:
+        with httpx2.Client(verify=trusting, timeout=ANSWER_S) as client:
             body = {"records": [{"topic": topic, "data": "x"}], "wait_for_send": True}
             assert client.post(f"{proxy.url}/push", json=body).json() == OK
             too_large = client.post(f"{proxy.url}/push", content=b"x" * (17 << 20))
@@ -392,7 +393,7 @@ def test_the_traces_go_on(stack: StackEndpoints, topic: str, tmp_path: Path) -> 
         assert answer.status_code == 200
 
         def spans() -> list[dict[str, Any]]:
-            found = httpx2.get(f"{stack.zipkin_url}/api/v2/trace/{trace}")
+            found = get(f"{stack.zipkin_url}/api/v2/trace/{trace}")
             return json.loads(found.content) if found.is_success else []
 
         proxy.wait_until(lambda: bool(spans()), "the span in Zipkin")

@@ -32,7 +32,9 @@ def metrics() -> Metrics:
 def client(health: Health, metrics: Metrics) -> Iterator[httpx2.Client]:
     with (
         HealthServer(HttpSettings(), metrics, health) as server,
-        httpx2.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False) as client,
+        httpx2.Client(
+            base_url=f"http://127.0.0.1:{server.port}", trust_env=False, timeout=60
+        ) as client,
     ):
         yield client
 
@@ -115,8 +117,8 @@ def test_actions_ask_for_the_token_and_need_one_beyond_loopback(  # noqa: PLR091
     headers = {"Authorization": authorization} if authorization else {}
     with HealthServer(settings, metrics, health) as server:
         url = f"http://127.0.0.1:{server.port}"
-        answer = httpx2.post(f"{url}/act", json={}, headers=headers, trust_env=False)
-        assert httpx2.get(f"{url}/metrics", trust_env=False).status_code == 200
+        answer = httpx2.post(f"{url}/act", json={}, headers=headers, trust_env=False, timeout=60)
+        assert httpx2.get(f"{url}/metrics", trust_env=False, timeout=60).status_code == 200
     assert answer.status_code == status
     assert len(calls) == (status == 200)
     assert status == 200 or answer.json()["remedy"]

@@ -169,7 +169,7 @@ class RunningProxy:
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry these labels."""
         total = 0.0
-        for line in httpx2.get(f"{self.metrics_url}/metrics").text.splitlines():
+        for line in httpx2.get(f"{self.metrics_url}/metrics", timeout=_READY_S).text.splitlines():
             head, _, value = line.rpartition(" ")
             found, _, given = head.partition("{")
             if found == name and all(f'{k}="{v}"' in given for k, v in labels.items()):
@@ -203,7 +203,7 @@ class RunningProxy:
 
     def _is_ready(self) -> bool:
         with suppress(httpx2.HTTPError):
-            return httpx2.get(f"{self.metrics_url}/readyz").status_code == 200
+            return httpx2.get(f"{self.metrics_url}/readyz", timeout=_READY_S).status_code == 200
         return False
 
     def __enter__(self) -> Self:
