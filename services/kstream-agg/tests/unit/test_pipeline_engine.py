@@ -6,6 +6,7 @@ import io
 import threading
 import time
 from collections import Counter
+from itertools import chain
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -186,6 +187,44 @@ def test_a_batch_map_takes_one_partition_at_a_time_and_refuses_single_records() 
         assert sorted(flat(on)) == [3, 30]
         assert [record.value for record in on.records(f"{SOURCE}-dlq")] == [b"x"]
         assert on.committed(SOURCE) == {0: 3, 1: 2}
+
+
+def test_an_inline_map_runs_where_is_read_and_waits_in_its_own_thread() -> None:
+    reading = threading.current_thread()
+    by_reader: list[bool] = []
+    answers = [True]
+
+    def count(batch: PolledBatch) -> int:
+        by_reader.append(threading.current_thread() is reading)
+        if not answers[0]:
+            raise UnavailableError("the registry does not answer")
+        return len(batch.messages)
+
+    def make() -> Pipeline[Any]:
+        counts = pipeline().map_batch(count, inline=True).reduce(Batch(2))
+        return counts.produce(written)
+
+    with bench(make, batch_records=2) as on:
+        send(on, 1, 2, 3, 4)
+        on.run()
+        assert by_reader == [True, True]
+        answers[0] = False
+        send(on, 5, 6)
+        on.advance(1)
+        assert by_reader[2:4] == [True, False]
+        send(on, 7, 8)
+        on.advance(1)
+        # Behind what waits, nothing is mapped ahead.
+        assert not any(by_reader[4:])
+        answers[0] = True
+        on.advance(1)
+        on.advance(1)
+        assert flat(on) == [2, 2, 2, 2]
+        assert on.committed(SOURCE) == {0: 8}
+        before = len(by_reader)
+        send(on, 9, 10, 11, 12)
+        on.run()
+        assert by_reader[before:] == [True, True]
 
 
 def test_maps_of_two_partitions_run_at_the_same_time() -> None:
@@ -390,16 +429,41 @@ def send_some(on: PipelineBench, random: Random, first: int) -> int:
 GAME = ["send", "send", "send", "step", "step", "run", "time", "add", "stop", "kill", "expel"]
 
 
+def by_record(on_shutdown: Shutdown, **options: int) -> PipelineBench:
+    return exactly_once(lambda: Batch(4, seconds=3, on_shutdown=on_shutdown), **options)
+
+
+def by_poll_inline(on_shutdown: Shutdown, **options: int) -> PipelineBench:
+    """Maps whole polls in the thread that reads."""
+
+    def make() -> Pipeline[Any]:
+        batch: Batch[list[int]] = Batch(2, seconds=3, on_shutdown=on_shutdown)
+        numbers = pipeline().map_batch(numbers_of, inline=True).reduce(batch)
+        flattened = numbers.produce(lambda lists: written([*chain.from_iterable(lists)]))
+        return flattened.on_error(DeadLetterTopic())
+
+    return bench(make, guarantee="exactly_once", batch_records=7, **options)
+
+
+def numbers_of(batch: PolledBatch) -> list[int]:
+    found = []
+    for index, message in enumerate(batch.messages):
+        if (message.value() or b"").isdigit():
+            found.append(number(message))
+        else:
+            batch.reject(index, ValueError("no number"))
+    return found
+
+
+@pytest.mark.parametrize("start", [by_record, by_poll_inline])
 @pytest.mark.parametrize("seed", range(16))
-def test_whatever_happens_each_record_counts_once(seed: int) -> None:
+def test_whatever_happens_each_record_counts_once(
+    seed: int, start: Callable[..., PipelineBench]
+) -> None:
     random = Random(seed)  # noqa: S311 - plays a game
     sent = 0
     on_shutdown = random.choice(list(Shutdown))
-    with exactly_once(
-        lambda: Batch(4, seconds=3, on_shutdown=on_shutdown),
-        partitions=3,
-        map_threads=random.choice([1, 2]),
-    ) as on:
+    with start(on_shutdown, partitions=3, map_threads=random.choice([1, 2])) as on:
         for _ in range(60):
             match random.choice(GAME):
                 case "send":

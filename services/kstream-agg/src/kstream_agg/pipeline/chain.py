@@ -98,6 +98,10 @@ class _Runner:
             return True
         return self.retry_at is None and bool(self.queue.jobs)
 
+    def has_nothing(self) -> bool:
+        """Whether no job waits, is held or in work."""
+        return not self.queue.jobs and self.job is None and self.working_since is None
+
     def is_idle(self) -> bool:
         """Whether nothing moves before time passes or a queue gets room."""
         if self.working_since is None:
@@ -253,6 +257,18 @@ class Chain:
             queue.put(batch)
             self.changed.notify_all()
             return True
+
+    def can_pass(self, lane: int, batch: Batched) -> bool:
+        """Whether the lane has nothing under way, and what stands behind it has room."""
+        with self.changed:
+            runner = self._runners[lane % len(self._inputs)]
+            return runner.has_nothing() and self.joint.has_room(batch)
+
+    def pass_by(self, chunk: Chunk) -> None:
+        """Hand in what was mapped outside, behind the lanes, once `can_pass` has allowed it."""
+        with self.changed:
+            self.joint.put(chunk)
+            self.changed.notify_all()
 
     def has_idle_lane(self, lanes: Collection[int]) -> bool:
         """Whether one of these lanes has nothing to do."""

@@ -60,6 +60,7 @@ class _Definition:
     topics: tuple[str, ...]
     group: str
     mapper: Mapper | None = None
+    maps_inline: bool = False
     reducers: tuple[Reducer[Any, Any], ...] = ()
     error_steps: tuple[ErrorStep, ...] = ()
     produces: bool = False
@@ -101,15 +102,23 @@ class Pipeline(Generic[ItemT]):
         record_map = mapper.then(function) if isinstance(mapper, RecordMap) else RecordMap(function)
         return self._with(mapper=record_map)
 
-    def map_batch(self, function: Callable[[PolledBatch], NextT]) -> Pipeline[NextT]:
+    def map_batch(
+        self, function: Callable[[PolledBatch], NextT], *, inline: bool = False
+    ) -> Pipeline[NextT]:
         """Map the records of one poll of a partition at once, by columns for instance.
+
+        Args:
+            function: Takes the batch.
+            inline: Call it in the thread that reads, as long as the steps behind have room: for a
+                function that waits for nothing, and holds Python's lock so much that a thread of
+                its own would only take turns with the reading one.
 
         Raises:
             PipelineError: It is not the first step.
         """
         if self._definition.mapper is not None or self._definition.reducers:
             raise PipelineError("map_batch: must be the first step")
-        return self._with(mapper=BatchMap(function))
+        return self._with(mapper=BatchMap(function), maps_inline=inline)
 
     def reduce(self, reducer: Reducer[ItemT, NextT]) -> Pipeline[NextT]:
         """Add a reduce step; it works in sequence over the output of all that stands before.
@@ -162,6 +171,11 @@ class Pipeline(Generic[ItemT]):
     def mapper(self) -> Mapper:
         """The map; messages as they are when there is none."""
         return self._definition.mapper or RecordMap(_as_it_is, "messages")
+
+    @property
+    def maps_inline(self) -> bool:
+        """Whether the thread that reads may map."""
+        return self._definition.maps_inline
 
     @property
     def reducers(self) -> tuple[Reducer[Any, Any], ...]:

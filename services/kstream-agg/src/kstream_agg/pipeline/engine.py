@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from kstream_agg.core.errors import UnavailableError
 from kstream_agg.core.logs import get_logger
 from kstream_agg.core.metrics import DEAD_LETTERS, STEP_FAILURES, STEP_WAITING_RECORDS
 from kstream_agg.pipeline.chain import Chain
@@ -111,6 +112,7 @@ class PipelineProcessor:
         self._outlet = outlet
         self._limits = limits
         self._clock = clock
+        self._inline_map = pipeline.mapper if pipeline.maps_inline else None
         self._produces = pipeline.produces
         self._error_steps = pipeline.error_steps
         self._handling = threading.Lock()
@@ -164,20 +166,44 @@ class PipelineProcessor:
         self._settle()
         held = self._held[partition]
         batch = Batched(self._chain.epoch, partition, messages)
-        began = time.monotonic()
-        lanes = {other.lane for other in self._held.values()} - {held.lane}
         self._seen += len(messages)
-        while not self._chain.offer(held.lane, batch, min(self._limits.patience_s, _LOOK_S)):
+        if not self._map_inline(held.lane, batch):
+            try:
+                self._offer(held.lane, batch)
+            except BusyError:
+                self._seen -= len(messages)
+                raise
+        held.batches.append(messages)
+        self.moved += 1
+
+    def _map_inline(self, lane: int, batch: Batched) -> bool:
+        """Map a batch here and now, if that may be and can be."""
+        if self._inline_map is None or not self._chain.can_pass(lane, batch):
+            return False
+        try:
+            chunk = self._inline_map.map(batch, self._handle)
+        except UnavailableError:
+            # The lane's thread waits for it.
+            return False
+        self._chain.pass_by(chunk)
+        return True
+
+    def _offer(self, lane: int, batch: Batched) -> None:
+        """Hand a batch to its lane.
+
+        Raises:
+            BusyError: There is no room, and patience has ended.
+        """
+        began = time.monotonic()
+        lanes = {other.lane for other in self._held.values()} - {lane}
+        while not self._chain.offer(lane, batch, min(self._limits.patience_s, _LOOK_S)):
             self._collect()
             patience_s = self._limits.patience_s
             if self._chain.has_idle_lane(lanes):
                 # Another partition's lane could work meanwhile, if its messages were read.
                 patience_s = min(patience_s, _LOOK_S)
             if time.monotonic() - began >= patience_s:
-                self._seen -= len(messages)
                 raise BusyError("the steps are busy")
-        held.batches.append(messages)
-        self.moved += 1
 
     def stand_at_end(self, partition: Partition, position: int, for_s: float) -> None:
         """Nothing depends on a topic's end."""
