@@ -13,15 +13,15 @@ import time
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from kstream_agg.core.logs import configure_logging
 from kstream_agg.core.schemas import RAW_TRADE
 from kstream_agg.core.settings import LogSettings
-from kstream_agg.kafka.columns import ColumnDecoder
-from kstream_agg.sinks.batch_sink_blocks import FRAME_TYPES, shape_of
+from kstream_agg.sinks.avro_rows import RowsDecoder
+from kstream_agg.sinks.batch_sink_blocks import shape_of
 from kstream_agg.sinks.clickhouse import ClickHouse, ClickHouseSettings
 from kstream_agg.sinks.clickhouse_tables import KAFKA_PLACE, Inserts, Prepared
+from kstream_agg.sinks.rows import Numbers, Rows, Texts
 from workload import encoded, wire_trades
 
 
@@ -29,17 +29,15 @@ def main(url: str, table: str, count: str, currency: str, rows: str) -> None:
     """Make the blocks and the table, then insert."""
     configure_logging(LogSettings(level="warning"), "bare_insert")
     shape = shape_of(RAW_TRADE)
-    types = {field.name: FRAME_TYPES[field.kind] for field in shape.fields}
-    nullable = [field.name for field in shape.fields if field.nullable]
-    decoder = ColumnDecoder(lambda _id: RAW_TRADE, types, None, nullable)
+    decoder = RowsDecoder(RAW_TRADE)
     values = [value for _key, value in encoded(wire_trades(int(count), currency), schema_id=1)]
     with ClickHouse(ClickHouseSettings(url=url)) as client:
         inserts = Inserts(client, table, shape, create=True)
         blocks: list[Prepared] = []
         for start in range(0, len(values), int(rows)):
-            chosen: list[bytes | None] = [*values[start : start + int(rows)]]
-            frame = decoder.decode(chosen, [None] * len(chosen)).frame
-            blocks.append(inserts.prepare(frame.with_columns(**_place(table, start, frame.height))))
+            made, _ = decoder.decode(values[start : start + int(rows)])
+            place = _place(table, start, made.height)
+            blocks.append(inserts.prepare([Rows({**place, **made.columns}, made.height)]))
         began = time.perf_counter()
         for number, block in enumerate(blocks):
             inserts.write(block, str(number))
@@ -51,10 +49,10 @@ def main(url: str, table: str, count: str, currency: str, rows: str) -> None:
 
 def _place(topic: str, start: int, count: int) -> dict[str, Any]:
     return {
-        KAFKA_PLACE.topic: pl.repeat(topic, count, dtype=pl.String, eager=True),
-        KAFKA_PLACE.partition: pl.repeat(0, count, dtype=pl.Int64, eager=True),
-        KAFKA_PLACE.offset: pl.Series(np.arange(start, start + count)),
-        KAFKA_PLACE.timestamp: pl.repeat(1_700_000_000_000, count, dtype=pl.Int64, eager=True),
+        KAFKA_PLACE.topic: Texts.repeated(topic, count),
+        KAFKA_PLACE.partition: Numbers(np.zeros(count, dtype=np.int64)),
+        KAFKA_PLACE.offset: Numbers(np.arange(start, start + count)),
+        KAFKA_PLACE.timestamp: Numbers(np.full(count, 1_700_000_000_000)),
     }
 
 

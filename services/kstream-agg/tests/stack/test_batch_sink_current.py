@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
+import numpy as np
 import pytest
 from warehouse import trades
 
@@ -21,11 +21,13 @@ from kstream_agg.sinks.batch_sink_blocks import RAW_SHAPE, AvroBlocks, RawBlocks
 from kstream_agg.sinks.batch_sink_writer import BatchLimits, BlockGatherer, BlockWriter
 from kstream_agg.sinks.clickhouse import ClickHouse, ClickHouseSettings
 from kstream_agg.sinks.clickhouse_tables import Inserts
+from kstream_agg.sinks.rows import Numbers, Rows, Texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kstream_agg.pipeline.definition import Pipeline
+    from kstream_agg.sinks.rows import Column
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
 
@@ -124,9 +126,13 @@ def test_an_insert_sent_again_is_done_once_and_rows_written_again_are_one_with_f
     client: ClickHouse,
 ) -> None:
     inserts = Inserts(client, "again", RAW_SHAPE, create=True)
-    place = {"topic": ["in"] * 2, "partition": [0] * 2, "offset": [0, 1], "timestamp": [0] * 2}
-    bodies = {"key": [None, b"k"], "value": [b"v", None]}
-    prepared = inserts.prepare(pl.DataFrame(place | bodies))
+    columns: dict[str, Column] = {
+        "topic": Texts.repeated("in", 2),
+        "partition": Numbers(np.array([0, 0])),
+    }
+    columns |= {"offset": Numbers(np.array([0, 1])), "timestamp": Numbers(np.array([0, 0]))}
+    columns |= {"key": Texts.of([None, b"k"]), "value": Texts.of([b"v", None])}
+    prepared = inserts.prepare([Rows(columns, 2)])
     inserts.write(prepared, "token")
     inserts.write(prepared, "token")
     assert count_of(client, "again") == 2

@@ -14,7 +14,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx2
-import polars as pl
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -349,8 +348,7 @@ class Warehouse:
 def make_table(warehouse: Warehouse) -> None:
     """The table of trades, as the sink would make it."""
     shape = shape_of(RAW_TRADE)
-    frame = pl.DataFrame({name: [] for name in shape.kinds()})
-    Inserts(warehouse.client, warehouse.table, shape, create=True).prepare(frame)
+    Inserts(warehouse.client, warehouse.table, shape, create=True).prepare([])
 
 
 def trades(count: int, **fields: object) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,6 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,11 +31,14 @@ from kstream_agg.sinks.batch_sink_writer import BatchLimits, BlockGatherer, Bloc
 from kstream_agg.sinks.clickhouse_errors import InsertRefusedError, Refusal, server_error
 from kstream_agg.sinks.clickhouse_native import encode_block, misfits, parse_target
 from kstream_agg.sinks.clickhouse_tables import Prepared
+from kstream_agg.sinks.rows import Numbers, Rows, Texts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from kstream_agg.pipeline.definition import Pipeline
+    from kstream_agg.sinks.rows import Column
 
 # --- the Native format ---------------------------------------------------------------------
 
@@ -75,6 +77,16 @@ def read_value(data: io.BytesIO, kind: str) -> object:
     return value
 
 
+def column_of(values: list[Any], kind: str) -> Column:
+    if kind == "string":
+        return Texts.of([None if text is None else text.encode() for text in values], is_text=True)
+    if kind == "bytes":
+        return Texts.of(values)
+    dtype = np.float64 if kind == "double" else np.int64
+    nulls = np.array([value is None for value in values])
+    return Numbers(np.array([value or 0 for value in values], dtype=dtype), nulls)
+
+
 @given(
     st.lists(
         st.tuples(
@@ -94,40 +106,42 @@ def test_a_block_holds_what_went_into_it(rows: list[tuple[Any, ...]]) -> None:
         parse_target(name, f"Nullable({kind})", what)
         for (name, kind), what in zip(types.items(), kinds, strict=True)
     ]
-    dtypes = (pl.String, pl.Binary, pl.Int64, pl.Float64)
     columns = [list(column) for column in zip(*rows, strict=True)]
-    frame = pl.DataFrame(
-        [
-            pl.Series(name, column, dtype=dtype)
-            for name, column, dtype in zip(types, columns, dtypes, strict=True)
-        ]
+    made = Rows(
+        {
+            name: column_of(column, kind)
+            for name, column, kind in zip(types, columns, kinds, strict=True)
+        },
+        len(rows),
     )
-    found = read_block(encode_block(targets, frame))
+    # In two pieces, as of two partitions.
+    half = len(rows) // 2
+    pieces = [made.take(slice(0, half)), made.take(slice(half, None))]
+    found = read_block(encode_block(targets, pieces))
     columns[0] = [None if text is None else text.encode() for text in columns[0]]
     assert found == dict(zip(types, columns, strict=True))
 
 
 @pytest.mark.parametrize("length", [0, 1, 127, 128, 16_383, 16_384, 2_097_152])
 def test_texts_of_all_lengths_stand_behind_their_length(length: int) -> None:
-    texts = ["x" * length, "", "y"]
-    found = read_block(
-        encode_block([parse_target("t", "String", "string")], pl.DataFrame({"t": texts}))
-    )
-    assert found["t"] == [text.encode() for text in texts]
+    texts = [b"x" * length, b"", b"y"]
+    rows = Rows({"t": Texts.of(texts)}, 3)
+    found = read_block(encode_block([parse_target("t", "String", "string")], [rows]))
+    assert found["t"] == texts
 
 
 def test_times_follow_the_columns_unit() -> None:
-    frame = pl.DataFrame({"t": [1_700_000_000_123]})
+    rows = [Rows({"t": Numbers(np.array([1_700_000_000_123]))}, 1)]
     for kind, expected in (
         ("DateTime", 1_700_000_000),
         ("Int64", 1_700_000_000_123),
         ("Nullable(UInt64)", 1_700_000_000_123),
     ):
-        block = encode_block([parse_target("t", kind, "timestamp-millis")], frame)
+        block = encode_block([parse_target("t", kind, "timestamp-millis")], rows)
         assert read_block(block)["t"] == [expected]
     for precision, factor in ((3, 1), (6, 1_000)):
         target = parse_target("t", f"DateTime64({precision}, 'UTC')", "timestamp-millis")
-        block = encode_block([target], frame)
+        block = encode_block([target], rows)
         assert block.endswith(struct.pack("<q", 1_700_000_000_123 * factor))
 
 
@@ -146,14 +160,21 @@ def test_dictionary_columns_are_written_plain() -> None:
 
 def test_rows_that_do_not_fit_are_found() -> None:
     narrow = parse_target("n", "UInt8", "long")
-    bad = misfits(narrow, pl.Series([0, 255, 256, -1, None], dtype=pl.Int64))
+    bad = misfits(narrow, column_of([0, 255, 256, -1, None], "long"))
     assert bad is not None
     assert bad.tolist() == [False, False, True, True, True]
-    assert misfits(narrow, pl.Series([0, 255])) is None
+    assert misfits(narrow, Numbers(np.array([0, 255]))) is None
     time = parse_target("t", "DateTime", "timestamp-millis")
-    bad = misfits(time, pl.Series([0, -1_000, 5_000_000_000_000]))
+    bad = misfits(time, Numbers(np.array([0, -1_000, 5_000_000_000_000])))
     assert bad is not None
     assert bad.tolist() == [False, True, True]
+    text = parse_target("s", "String", "string")
+    bad = misfits(text, Texts.of(["ä".encode(), b"a", b"\xff", b"\xc3"], is_text=True))
+    assert bad is not None
+    assert bad.tolist() == [False, False, True, True]
+    # Each must be by itself what both are together.
+    assert misfits(text, Texts.of([b"\xc3", b"\xa4"], is_text=True)) is not None
+    assert misfits(parse_target("b", "String", "bytes"), Texts.of([b"\xff"])) is None
 
 
 # --- errors --------------------------------------------------------------------------------
@@ -197,6 +218,10 @@ def test_an_operator_can_name_further_numbers() -> None:
 # --- the writer ----------------------------------------------------------------------------
 
 
+def numbers(rows: Rows, name: str) -> list[Any]:
+    return [rows[name].item(row) for row in range(rows.height)]
+
+
 class Table:
     """A table in memory, refusing what it is told to."""
 
@@ -210,14 +235,18 @@ class Table:
         self.most: int | None = None
         self.away = False
         self.broken: Exception | None = None
-        self.frames: list[pl.DataFrame] = []
+        self.prepared: list[Rows] = []
 
-    def prepare(self, frame: pl.DataFrame) -> Prepared:
+    def prepare(self, pieces: Sequence[Rows]) -> Prepared:
         if self.broken is not None:
             raise self.broken
-        offsets = frame["offset"] if "offset" in frame.columns else frame["kafka_offset"]
-        self.frames.append(frame)
-        return Prepared(np.array(offsets.to_list(), dtype=np.int64).tobytes(), frame.height, {})
+        self.prepared += pieces
+        offsets = [
+            offset
+            for piece in pieces
+            for offset in numbers(piece, "offset" if "offset" in piece.columns else "kafka_offset")
+        ]
+        return Prepared(np.array(offsets, dtype=np.int64).tobytes(), len(offsets), {})
 
     def write(self, prepared: Prepared, token: str) -> None:
         offsets = np.frombuffer(prepared.block, dtype=np.int64).tolist()
@@ -449,10 +478,10 @@ def test_schemas_and_bad_records_mix_and_each_row_keeps_its_place() -> None:
         assert sorted(table.rows) == sorted(set(range(83)) - bad)
         assert bench.committed("in")[0] == 83
         seqs = [
-            (offset, seq)
-            for frame in table.frames
-            if "trade_seq" in frame.columns
-            for offset, seq in frame.select("kafka_offset", "trade_seq").rows()
+            pair
+            for rows in table.prepared
+            if "trade_seq" in rows.columns
+            for pair in zip(numbers(rows, "kafka_offset"), numbers(rows, "trade_seq"), strict=True)
         ]
         assert all(offset == 2 * seq for offset, seq in seqs)
 

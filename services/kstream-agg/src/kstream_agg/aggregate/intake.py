@@ -10,7 +10,8 @@ from confluent_kafka import Message
 
 from kstream_agg.aggregate.runs import Trades
 from kstream_agg.core.errors import InvalidRecordError
-from kstream_agg.kafka.columns import ColumnDecoder, Rejected
+from kstream_agg.kafka.columns import ColumnDecoder
+from kstream_agg.kafka.wire import Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kstream_agg.aggregate.changelog import RecordSink
     from kstream_agg.aggregate.state import Refused, Result
     from kstream_agg.core.metrics import Metrics
-    from kstream_agg.kafka.columns import Rejected
+    from kstream_agg.kafka.wire import Rejected
     from kstream_agg.kafka.writer import Headers
 
 __all__ = ["TopicOutputs"]

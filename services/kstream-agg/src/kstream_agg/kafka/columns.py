@@ -20,7 +20,6 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -31,18 +30,17 @@ from kstream_agg.core.errors import InvalidRecordError
 from kstream_agg.core.logs import get_logger
 from kstream_agg.kafka.avro_bytes import long_bytes
 from kstream_agg.kafka.rows import RowReader
-from kstream_agg.kafka.wire import HEADER_SIZE, schema_id_of
+from kstream_agg.kafka.wire import HEADER_SIZE, Rejected, by_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["ColumnBatch", "ColumnDecoder", "Rejected", "by_schema"]
+__all__ = ["ColumnBatch", "ColumnDecoder"]
 
 _log = get_logger(__name__)
 
-_head: Callable[[bytes | None], bytes] = itemgetter(slice(0, HEADER_SIZE))  # type: ignore[assignment]  # a None raises, and is caught
 _SYNC: Final = b"kstream-agg sync"
 # Below this, one more columnar call costs more than reading the records one by one.
 _ROW_BY_ROW: Final = 8
@@ -55,14 +53,6 @@ _PLAIN_TYPES: Final = ("boolean", "int", "long", "float", "double", "bytes", "st
 _PLAIN_LOGICAL_TYPES: Final = ("timestamp-millis", "timestamp-micros", "date")
 # What polars raises on bytes that do not fit; a panic is no `Exception`.
 _POLARS_ERRORS: Final = (PolarsError, OSError, ValueError, PanicException)
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A record that is not in the frame: its place in the batch, and why."""
-
-    index: int
-    error: InvalidRecordError
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,31 +255,6 @@ class ColumnDecoder:
                 rejected += [Rejected(int(index), error) for index in rows[nulls]]
                 frame, rows = frame.filter(~nulls), rows[~nulls]
         return frame, rows
-
-
-def by_schema(values: Sequence[bytes | None], rejected: list[Rejected]) -> dict[int, Sequence[int]]:
-    """Sort values by the schema they name.
-
-    Args:
-        values: In the wire format.
-        rejected: Gets those that name none.
-
-    Returns:
-        Schema id to places in `values`.
-    """
-    try:
-        heads = set(map(_head, values))
-    except TypeError:  # a value is None
-        heads = set()
-    if len(heads) == 1 and len(head := heads.pop()) == HEADER_SIZE and head[0] == 0:
-        return {schema_id_of(head): range(len(values))}
-    groups: dict[int, list[int]] = {}
-    for index, value in enumerate(values):
-        try:
-            groups.setdefault(schema_id_of(value), []).append(index)
-        except InvalidRecordError as error:
-            rejected.append(Rejected(index, error))
-    return dict(groups)
 
 
 def _describe(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import struct
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import fastavro
@@ -14,12 +16,29 @@ import fastavro
 from kstream_agg.core.errors import InvalidRecordError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["HEADER_SIZE", "RecordDecoder", "RecordEncoder", "schema_id_of", "wire_header"]
+__all__ = [
+    "HEADER_SIZE",
+    "RecordDecoder",
+    "RecordEncoder",
+    "Rejected",
+    "by_schema",
+    "schema_id_of",
+    "wire_header",
+]
 
 HEADER_SIZE: Final = 5
 _MAGIC: Final = 0
+_head: Callable[[bytes | None], bytes] = itemgetter(slice(0, HEADER_SIZE))  # type: ignore[assignment]  # a None raises, and is caught
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that cannot be read: its place in the batch, and why."""
+
+    index: int
+    error: InvalidRecordError
 
 
 def wire_header(schema_id: int) -> bytes:
@@ -40,6 +59,31 @@ def schema_id_of(value: bytes | None) -> int:
             "the value does not begin with the Avro wire format's header", stage="decode"
         )
     return int.from_bytes(value[1:HEADER_SIZE], "big")
+
+
+def by_schema(values: Sequence[bytes | None], rejected: list[Rejected]) -> dict[int, Sequence[int]]:
+    """Sort values by the schema they name.
+
+    Args:
+        values: In the wire format.
+        rejected: Gets those that name none.
+
+    Returns:
+        Schema id to places in `values`.
+    """
+    try:
+        heads = set(map(_head, values))
+    except TypeError:  # a value is None
+        heads = set()
+    if len(heads) == 1 and len(head := heads.pop()) == HEADER_SIZE and head[0] == 0:
+        return {schema_id_of(head): range(len(values))}
+    groups: dict[int, list[int]] = {}
+    for index, value in enumerate(values):
+        try:
+            groups.setdefault(schema_id_of(value), []).append(index)
+        except InvalidRecordError as error:
+            rejected.append(Rejected(index, error))
+    return dict(groups)
 
 
 class RecordEncoder:

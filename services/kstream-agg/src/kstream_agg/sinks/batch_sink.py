@@ -129,7 +129,7 @@ def make_pipeline(
     to_rows: Callable[..., Block] = blocks.to_rows
     return (
         Pipeline(*settings.topics, group=settings.sink.group_id)
-        .map_batch(to_rows)
+        .map_batch(to_rows, inline=True)
         .reduce(gatherer)
         .reduce(writer)
         .on_error(

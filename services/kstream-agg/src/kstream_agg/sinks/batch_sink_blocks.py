@@ -1,21 +1,23 @@
 """From Kafka's messages to columns: the map of the batch-sink.
 
-Values in the Avro wire format are decoded at once (`kafka.columns`), those of each schema into a
-piece of their own; of other values the bytes are kept.
+Values in the Avro wire format are decoded at once (`avro_rows`), those of each schema into a piece
+of their own; of other values the bytes are kept.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
-import polars as pl
 from confluent_kafka import Message
 
 from kstream_agg.core.errors import ContractError, InvalidRecordError
-from kstream_agg.kafka.columns import ColumnDecoder, Rejected, by_schema
+from kstream_agg.kafka.wire import RecordDecoder, Rejected, by_schema
+from kstream_agg.sinks.avro_rows import RowsDecoder
 from kstream_agg.sinks.clickhouse_tables import BARE_PLACE, KAFKA_PLACE, Field, Shape
+from kstream_agg.sinks.rows import Numbers, Rows, Texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kstream_agg.pipeline.mapping import PolledBatch
+    from kstream_agg.sinks.rows import Column
 
 __all__ = [
-    "FRAME_TYPES",
     "RAW_SHAPE",
     "AvroBlocks",
     "Block",
@@ -42,14 +44,7 @@ RAW_SHAPE: Final = Shape(
 )
 """Of records that are not decoded; a table of one's own need not have all columns."""
 
-FRAME_TYPES: Final[dict[str, type[pl.DataType]]] = {
-    "string": pl.String,
-    "bytes": pl.Binary,
-    "long": pl.Int64,
-    "timestamp-millis": pl.Int64,
-    "double": pl.Float64,
-    "boolean": pl.Boolean,
-}
+_KINDS: Final = ("string", "bytes", "long", "timestamp-millis", "double", "boolean")
 _AS_KIND: Final = {"int": "long", "float": "double"}
 
 
@@ -60,13 +55,13 @@ class Piece:
     Args:
         topic: Where they come from.
         shape: Their columns.
-        frame: The rows.
-        places: For each row its record's place among those of the block or batch.
+        rows: The rows, of one partition, in the order of their offsets.
+        places: For each row its record's place among those of the block.
     """
 
     topic: str
     shape: Shape
-    frame: pl.DataFrame
+    rows: Rows
     places: NDArray[np.int64]
 
 
@@ -102,12 +97,11 @@ class RawBlocks:
     def to_rows(self, batch: PolledBatch) -> Block:
         """The map; see `BlockMaker`."""
         messages = batch.messages
-        keys, values = _bytes(messages, Message.key), _bytes(messages, Message.value)
-        columns: dict[str, Any] = _place_columns(RAW_SHAPE, batch.partition, messages)
-        columns["key"] = pl.Series(keys, dtype=pl.Binary)
-        columns["value"] = pl.Series(values, dtype=pl.Binary)
+        keys, values = _parts(messages, Message.key), _parts(messages, Message.value)
+        columns = _place_columns(RAW_SHAPE, batch.partition, messages)
+        columns |= {"key": Texts.of(keys), "value": Texts.of(values)}
         count = len(messages)
-        piece = Piece(batch.partition.topic, RAW_SHAPE, pl.DataFrame(columns), np.arange(count))
+        piece = Piece(batch.partition.topic, RAW_SHAPE, Rows(columns, count), np.arange(count))
         return Block((piece,), count, _size(keys) + _size(values))
 
 
@@ -120,12 +114,13 @@ class AvroBlocks:
 
     def __init__(self, schema_by_id: Callable[[int], dict[str, Any] | None]) -> None:
         self._schema_by_id = schema_by_id
-        self._decoders: dict[int, tuple[ColumnDecoder, Shape]] = {}
+        self._decoders: dict[int, tuple[RowsDecoder, Shape]] = {}
+        self._single = RecordDecoder(schema_by_id)
 
     def to_rows(self, batch: PolledBatch) -> Block:
         """The map; what cannot be decoded is rejected. See `BlockMaker`."""
         messages = batch.messages
-        values = _bytes(messages, Message.value)
+        values = _parts(messages, Message.value)
         rejected: list[Rejected] = []
         decoded = [
             self._decode(schema_id, indexes, values, rejected)
@@ -138,12 +133,14 @@ class AvroBlocks:
         left[[refusal.index for refusal in rejected]] = 0
         place_of = np.cumsum(left) - 1
         pieces = []
-        for frame, shape, rows in decoded:
-            if shape is not None and len(rows):
-                chosen = messages if len(rows) == len(messages) else [messages[i] for i in rows]
+        for shape, rows, indexes in decoded:
+            if shape is not None and rows.height:
+                chosen = (
+                    messages if rows.height == len(messages) else [messages[i] for i in indexes]
+                )
                 place = _place_columns(shape, batch.partition, chosen)
-                whole = frame.with_columns(**place)
-                pieces.append(Piece(batch.partition.topic, shape, whole, place_of[rows]))
+                whole = Rows({**place, **rows.columns}, rows.height)
+                pieces.append(Piece(batch.partition.topic, shape, whole, place_of[indexes]))
         return Block(tuple(pieces), int(left.sum()), _size(values))
 
     def _decode(
@@ -152,20 +149,30 @@ class AvroBlocks:
         indexes: Sequence[int],
         values: Sequence[bytes | None],
         rejected: list[Rejected],
-    ) -> tuple[pl.DataFrame, Shape | None, NDArray[np.int64]]:
+    ) -> tuple[Shape | None, Rows, NDArray[np.int64]]:
         """The rows of one schema, and their places among all values."""
         places = np.asarray(indexes, dtype=np.int64)
         try:
             decoder, shape = self._decoder(schema_id)
         except InvalidRecordError as error:
             rejected += [Rejected(int(index), error) for index in places]
-            return pl.DataFrame(), None, places[:0]
-        chosen = values if len(places) == len(values) else [values[i] for i in indexes]
-        batch = decoder.decode(chosen, [None] * len(chosen))
-        rejected += [Rejected(int(places[item.index]), item.error) for item in batch.rejected]
-        return batch.frame, shape, places[batch.rows]
+            return None, Rows({}, 0), places[:0]
+        chosen: Any = values if len(places) == len(values) else [values[i] for i in indexes]
+        rows, bad = decoder.decode(chosen)
+        if bad is not None:
+            rejected += [Rejected(int(i), self._what_is_wrong(values[i])) for i in places[bad]]
+            places = places[~bad]
+        return shape, rows, places
 
-    def _decoder(self, schema_id: int) -> tuple[ColumnDecoder, Shape]:
+    def _what_is_wrong(self, value: bytes | None) -> InvalidRecordError:
+        """Why a value cannot be decoded, from the decoder of single records."""
+        try:
+            self._single.decode(value)
+        except InvalidRecordError as error:
+            return error
+        return InvalidRecordError("the value is not as Avro writes it", stage="decode")
+
+    def _decoder(self, schema_id: int) -> tuple[RowsDecoder, Shape]:
         known = self._decoders.get(schema_id)
         if known is None:
             schema = self._schema_by_id(schema_id)
@@ -177,10 +184,7 @@ class AvroBlocks:
                 shape = shape_of(schema)
             except ContractError as error:
                 raise InvalidRecordError(str(error), stage="decode") from error
-            types = {field.name: FRAME_TYPES[field.kind] for field in shape.fields}
-            nullable = [field.name for field in shape.fields if field.nullable]
-            decoder = ColumnDecoder(self._schema_by_id, types, None, nullable)
-            known = self._decoders[schema_id] = (decoder, shape)
+            known = self._decoders[schema_id] = (RowsDecoder(schema), shape)
         return known
 
 
@@ -203,11 +207,11 @@ def _field(item: Mapping[str, Any]) -> Field:
     nullable = isinstance(kind, list) and "null" in kind and len(kind) == 2
     if nullable:
         (kind,) = (part for part in kind if part != "null")
-    if isinstance(kind, dict) and kind.get("type") in (*FRAME_TYPES, *_AS_KIND):
+    if isinstance(kind, dict) and kind.get("type") in (*_KINDS, *_AS_KIND):
         kind = kind.get("logicalType", kind["type"])
     if isinstance(kind, str):
         kind = _AS_KIND.get(kind, kind)
-    if not isinstance(kind, str) or kind not in FRAME_TYPES:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ContractError(
             f"field '{item['name']}' has type {item['type']}, which no column is made for",
             remedy=_REMEDY,
@@ -217,22 +221,33 @@ def _field(item: Mapping[str, Any]) -> Field:
 
 def _place_columns(
     shape: Shape, partition: tuple[str, int], messages: Sequence[Message]
-) -> dict[str, pl.Series]:
+) -> dict[str, Column]:
     """Where the records stand, a column each."""
     count, place = len(messages), shape.place
-    offsets: Any = map(Message.offset, messages)
-    times = (message.timestamp()[1] for message in messages)
+    times = map(_time, map(Message.timestamp, messages))
     topic, number = partition
     return {
-        place.topic: pl.repeat(topic, count, dtype=pl.String, eager=True),
-        place.partition: pl.repeat(number, count, dtype=pl.Int64, eager=True),
-        place.offset: pl.Series(np.fromiter(offsets, dtype=np.int64, count=count)),
+        place.topic: Texts.repeated(topic, count),
+        place.partition: Numbers(np.full(count, number)),
+        place.offset: Numbers(_offsets(messages)),
         # Records without a time of their own have a negative one.
-        place.timestamp: pl.Series(np.fromiter(times, dtype=np.int64, count=count)).clip(0),
+        place.timestamp: Numbers(np.fromiter(times, np.int64, count).clip(0)),
     }
 
 
-def _bytes(messages: Sequence[Message], part: Callable[[Message], Any]) -> list[bytes | None]:
+_time: Final = itemgetter(1)
+
+
+def _offsets(messages: Sequence[Message]) -> NDArray[np.int64]:
+    first, last = messages[0].offset() or 0, messages[-1].offset() or 0
+    if last - first == len(messages) - 1:
+        # They only ever grow: none is missing between.
+        return np.arange(first, last + 1)
+    offsets: Any = map(Message.offset, messages)
+    return np.fromiter(offsets, np.int64, len(messages))
+
+
+def _parts(messages: Sequence[Message], part: Callable[[Message], Any]) -> list[bytes | None]:
     found: list[bytes | None] = list(map(part, messages))
     return found
 

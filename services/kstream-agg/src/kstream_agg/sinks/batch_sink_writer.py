@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
-import polars as pl
 
 from kstream_agg.core.errors import (
     InvalidRecordError,
@@ -32,16 +31,18 @@ from kstream_agg.core.errors import (
 from kstream_agg.core.logs import get_logger
 from kstream_agg.core.metrics import SINK_INSERT_SECONDS, SINK_INSERTS, SINK_ROWS, SINK_WAITING
 from kstream_agg.pipeline.steps import Reducer, Shutdown
-from kstream_agg.sinks.batch_sink_blocks import Piece
 from kstream_agg.sinks.clickhouse_errors import InsertRefusedError, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
     from kstream_agg.core.clock import Clock
     from kstream_agg.core.metrics import Metrics
-    from kstream_agg.sinks.batch_sink_blocks import Block
+    from kstream_agg.sinks.batch_sink_blocks import Block, Piece
     from kstream_agg.sinks.clickhouse_tables import Prepared, Shape
+    from kstream_agg.sinks.rows import Rows
 
 __all__ = ["BatchLimits", "BlockGatherer", "BlockWriter", "Gathered", "TableInserts"]
 
@@ -57,7 +58,7 @@ class TableInserts(Protocol):
 
     table: str
 
-    def prepare(self, frame: pl.DataFrame) -> Prepared:
+    def prepare(self, pieces: Sequence[Rows]) -> Prepared:
         """Turn rows into a block."""
 
     def write(self, prepared: Prepared, token: str) -> None:
@@ -88,9 +89,13 @@ class BatchLimits:
 
 @dataclass(slots=True)
 class _Part:
-    """Rows that are still to be written, in one insert."""
+    """Rows of one topic and shape that are still to be written, in one insert."""
 
-    piece: Piece
+    topic: str
+    shape: Shape
+    pieces: tuple[Rows, ...]
+    places: NDArray[np.int64]
+    """For each row its record's place among those of the batch."""
     attempts: int = 0
     prepared: Prepared | None = None
     """Made of it ahead; None: to be made, as for the halves of one that was."""
@@ -99,14 +104,17 @@ class _Part:
 
     @property
     def rows(self) -> int:
-        return self.piece.frame.height
+        return len(self.places)
 
     def slice(self, begin: int, end: int) -> _Part:
-        piece = self.piece
-        frame = piece.frame.slice(begin, end - begin)
-        part = Piece(piece.topic, piece.shape, frame, piece.places[begin:end])
+        pieces, before = [], 0
+        for piece in self.pieces:
+            low, high = max(begin - before, 0), min(end - before, piece.height)
+            if low < high:
+                pieces.append(piece.take(slice(low, high)))
+            before += piece.height
         # What has waited once need not wait again at each halving.
-        return _Part(part, self.attempts)
+        return _Part(self.topic, self.shape, tuple(pieces), self.places[begin:end], self.attempts)
 
 
 @dataclass(slots=True)
@@ -160,13 +168,11 @@ class BlockGatherer(Reducer["Block", Gathered]):
         batch = Gathered(_parts(self._blocks))
         self.reset()
         for part in batch.todo:
-            part.name = _name_rows(part.piece)
+            part.name = _name_rows(part)
             # Whatever it is (a server that is away, a table that does not fit), the writer meets
             # it too, and knows when to try again.
             with contextlib.suppress(Exception):
-                part.prepared = self._inserts(part.piece.topic, part.piece.shape).prepare(
-                    part.piece.frame
-                )
+                part.prepared = self._inserts(part.topic, part.shape).prepare(part.pieces)
         return batch
 
 
@@ -257,8 +263,8 @@ class BlockWriter(Reducer[Gathered, None]):
     def _write(self, todo: list[_Part], failed: dict[int, Exception]) -> None:
         """Write the last part of what is to be done, or put its halves in its place."""
         part = todo[-1]
-        inserts = self._inserts(part.piece.topic, part.piece.shape)
-        prepared = part.prepared = part.prepared or inserts.prepare(part.piece.frame)
+        inserts = self._inserts(part.topic, part.shape)
+        prepared = part.prepared = part.prepared or inserts.prepare(part.pieces)
         if prepared.rows:
             part.attempts += 1
             began = self._clock.monotonic()
@@ -271,7 +277,7 @@ class BlockWriter(Reducer[Gathered, None]):
             self._outcomes.labels("written").inc()
             self._rows.labels(inserts.table).inc(prepared.rows)
         for row, why in prepared.refused.items():
-            failed[int(part.piece.places[row])] = why
+            failed[int(part.places[row])] = why
         todo.pop()
 
     def _refused(
@@ -291,7 +297,7 @@ class BlockWriter(Reducer[Gathered, None]):
             raise UnavailableError(str(error)) from error
         todo.pop()
         if part.rows == 1:
-            failed[int(part.piece.places[0])] = InvalidRecordError(str(error), stage="clickhouse")
+            failed[int(part.places[0])] = InvalidRecordError(str(error), stage="clickhouse")
             _log.warning("row refused", table=inserts.table, code=error.code, reason=str(error))
             return
         half = part.rows // 2
@@ -314,40 +320,36 @@ class BlockWriter(Reducer[Gathered, None]):
 
     def _token(self, part: _Part) -> str:
         """Names the rows of an insert, and this run."""
-        part.name = part.name or _name_rows(part.piece)
+        part.name = part.name or _name_rows(part)
         return f"{self._run} {part.name}"
 
 
-def _name_rows(piece: Piece) -> str:
+def _name_rows(part: _Part) -> str:
     """Topic, and of each partition the first and last offset and how many rows."""
-    place = piece.shape.place
-    spans = piece.frame.group_by(place.partition).agg(
-        pl.col(place.offset).min().alias("first"),
-        pl.col(place.offset).max().alias("last"),
-        pl.len().alias("rows"),
-    )
-    return f"{piece.topic} {spans.sort(place.partition).rows()}"
+    place = part.shape.place
+    spans: dict[object, tuple[object, object, int]] = {}
+    for piece in part.pieces:
+        partition = piece[place.partition].item(0)
+        first, last = (piece[place.offset].item(row) for row in (0, piece.height - 1))
+        before = spans.get(partition, (first, last, 0))
+        spans[partition] = (before[0], last, before[2] + piece.height)
+    return f"{part.topic} {sorted(spans.items())}"
 
 
 def _parts(blocks: list[Block]) -> list[_Part]:
     """The rows of a batch, those of one topic and shape together, in reverse order."""
-    gathered: dict[tuple[str, Shape], list[Piece]] = {}
+    gathered: dict[tuple[str, Shape], list[tuple[Piece, int]]] = {}
     before = 0
     for block in blocks:
         for piece in block.pieces:
-            moved = Piece(piece.topic, piece.shape, piece.frame, piece.places + before)
-            gathered.setdefault((piece.topic, piece.shape), []).append(moved)
+            gathered.setdefault((piece.topic, piece.shape), []).append((piece, before))
         before += block.records
     return [
         _Part(
-            Piece(
-                topic,
-                shape,
-                pl.concat([piece.frame for piece in pieces])
-                if len(pieces) > 1
-                else pieces[0].frame,
-                np.concatenate([piece.places for piece in pieces]),
-            )
+            topic,
+            shape,
+            tuple(piece.rows for piece, _ in pieces),
+            np.concatenate([piece.places + before for piece, before in pieces]),
         )
         for (topic, shape), pieces in reversed(gathered.items())
     ]

@@ -3,7 +3,7 @@
 https://clickhouse.com/docs/interfaces/formats/Native: the number of columns and of rows; for each
 column its name, its type and its values. Numbers stand in little-endian order, a text behind its
 length (a variable-length number), a nullable column behind a byte a row that says which are null.
-All is made by numpy and polars, nothing row by row; every server since 2016 reads it.
+All is made by numpy, nothing row by row; every server since 2016 reads it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import polars as pl
 
 from kstream_agg.core.errors import ContractError
+from kstream_agg.sinks.rows import Texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from kstream_agg.sinks.rows import Column, Rows
 
 __all__ = ["Kind", "Target", "encode_block", "misfits", "parse_target"]
 
@@ -112,22 +114,33 @@ def _time_target(name: str, inner: str, written: str, *, nullable: bool) -> Targ
     return None
 
 
-def misfits(target: Target, values: pl.Series) -> NDArray[np.bool_] | None:
-    """Which rows a column cannot hold: nulls where it takes none, numbers beyond its range.
+def misfits(target: Target, column: Column) -> NDArray[np.bool_] | None:
+    """Which rows a table's column cannot hold.
+
+    Those are nulls where it takes none, numbers beyond its range, and texts that are not UTF-8.
 
     Returns:
         True for these rows; None when all fit.
     """
     bad: NDArray[np.bool_] | None = None
-    if values.null_count() and not target.nullable:
-        bad = values.is_null().to_numpy()
-    if target.dtype is not None and values.dtype == pl.Int64 and target.dtype[1] != "f":
-        low, high = _bounds(target)
-        least, most = values.min(), values.max()
-        if isinstance(least, int) and isinstance(most, int) and (least < low or most > high):
-            outside = ~values.is_between(low, high).fill_null(value=True).to_numpy()
-            bad = outside if bad is None else bad | outside
-    return bad
+    if column.nulls is not None and not target.nullable:
+        bad = column.nulls
+    if isinstance(column, Texts):
+        found = column.not_utf8()
+    elif target.dtype is not None and target.dtype[1] != "f":
+        found = _outside(column.values, *_bounds(target))
+    else:
+        found = None
+    if found is None:
+        return bad
+    return found if bad is None else found | bad
+
+
+def _outside(values: NDArray[Any], low: int, high: int) -> NDArray[np.bool_] | None:
+    if not len(values) or (int(values.min()) >= low and int(values.max()) <= high):
+        return None
+    outside: NDArray[np.bool_] = (values < low) | (values > high)
+    return outside
 
 
 def _bounds(target: Target) -> tuple[int, int]:
@@ -139,72 +152,39 @@ def _bounds(target: Target) -> tuple[int, int]:
     return max(low, -(2**63)), min(high, 2**63 - 1)
 
 
-def encode_block(targets: Sequence[Target], frame: pl.DataFrame) -> bytes:
+def encode_block(targets: Sequence[Target], pieces: Sequence[Rows]) -> bytes:
     """A block of rows.
 
     Args:
         targets: The columns to write.
-        frame: The values, a column of the same name for each; all fit (`misfits`).
+        pieces: The rows, one piece behind the other, with a column of the same name for each
+            target; all fit (`misfits`).
     """
-    parts = [_number(len(targets)), _number(frame.height)]
+    parts = [_number(len(targets)), _number(sum(piece.height for piece in pieces))]
     for target in targets:
         name, kind = target.name.encode(), target.type.encode()
         parts += [_number(len(name)), name, _number(len(kind)), kind]
-        parts += _column(target, frame[target.name])
+        columns = [piece[target.name] for piece in pieces]
+        if target.nullable:
+            parts += map(_null_marks, columns)
+        parts += [_values(target, column) for column in columns]
     return b"".join(parts)
 
 
-def _column(target: Target, values: pl.Series) -> list[bytes]:
-    parts = []
-    if target.nullable:
-        parts.append(values.is_null().to_numpy().astype(np.uint8).tobytes())
-    if values.null_count() == len(values):
-        size = 1 if target.dtype is None else np.dtype(target.dtype).itemsize
-        parts.append(bytes(size * len(values)))
-    elif target.dtype is None:
-        parts.append(_texts(values))
-    else:
-        parts.append(_scaled(target, values).astype(target.dtype).tobytes())
-    return parts
+def _null_marks(column: Column) -> bytes:
+    return bytes(len(column)) if column.nulls is None else column.nulls.tobytes()
 
 
-def _scaled(target: Target, values: pl.Series) -> NDArray[Any]:
-    plain = values.fill_null(value=False) if values.dtype == pl.Boolean else values.fill_null(0)
-    numbers = plain.to_numpy()
+def _values(target: Target, column: Column) -> bytes:
+    if isinstance(column, Texts):
+        return column.behind_lengths()
     if target.per_ms is None or target.per_ms == 1.0:
-        return numbers
-    if target.per_ms < 1:
-        return numbers // round(1 / target.per_ms)
-    return numbers * round(target.per_ms)
-
-
-def _texts(values: pl.Series) -> bytes:
-    if values.dtype == pl.Binary:
-        texts = [text or b"" for text in values.to_list()]
-        lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
-        return _behind_lengths(lengths, b"".join(texts))
-    lengths = values.str.len_bytes().fill_null(0).to_numpy().astype(np.int64)
-    joined = values.str.join("").item()
-    return _behind_lengths(lengths, joined.encode())
-
-
-def _behind_lengths(lengths: NDArray[np.int64], joined: bytes) -> bytes:
-    """Texts, each behind its length; `joined` is all of them without."""
-    sizes = np.ones(len(lengths), dtype=np.int64)
-    for bits in (7, 14, 21, 28):
-        sizes += lengths >= 1 << bits
-    starts = np.cumsum(sizes + lengths) - sizes - lengths
-    out = np.empty(int(sizes.sum()) + len(joined), dtype=np.uint8)
-    is_text = np.ones(len(out), dtype=np.bool_)
-    rest = lengths
-    for place in range(int(sizes.max(initial=0))):
-        has = sizes > place
-        positions = starts[has] + place
-        out[positions] = (rest[has] & 0x7F) | np.where(sizes[has] > place + 1, 0x80, 0)
-        is_text[positions] = False
-        rest = rest >> 7
-    out[is_text] = np.frombuffer(joined, dtype=np.uint8)
-    return out.tobytes()
+        numbers = column.values
+    elif target.per_ms < 1:
+        numbers = column.values // round(1 / target.per_ms)
+    else:
+        numbers = column.values * round(target.per_ms)
+    return numbers.astype(target.dtype, copy=False).tobytes()
 
 
 def _number(value: int) -> bytes:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import polars as pl
 
 from kstream_agg.core.errors import ContractError, InvalidRecordError
 from kstream_agg.core.logs import get_logger
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from kstream_agg.sinks.clickhouse import ClickHouse, Features
     from kstream_agg.sinks.clickhouse_native import Kind, Target
+    from kstream_agg.sinks.rows import Rows
 
 __all__ = ["BARE_PLACE", "KAFKA_PLACE", "Field", "Inserts", "Place", "Prepared", "Shape"]
 
@@ -32,6 +32,7 @@ _log = get_logger(__name__)
 
 # How many inserts a table remembers: an insert is sent again at once, so few would do.
 _REMEMBERED_INSERTS: Final = 1_000
+_SHOWN_BYTES: Final = 80
 _TYPES: Final[dict[Kind, str]] = {
     "string": "String",
     "bytes": "String",
@@ -145,8 +146,11 @@ class Inserts:
         """Look the table up again: it, or the server, may be another one now."""
         self._targets = None
 
-    def prepare(self, frame: pl.DataFrame) -> Prepared:
+    def prepare(self, pieces: Sequence[Rows]) -> Prepared:
         """Turn rows into a block of the table's columns.
+
+        Args:
+            pieces: Rows of the shape, one piece behind the other; `Prepared` counts through.
 
         Raises:
             ContractError: The table cannot hold such records.
@@ -155,17 +159,27 @@ class Inserts:
         """
         targets = self._columns()
         refused: dict[int, InvalidRecordError] = {}
+        fitting: list[Rows] = []
+        before = 0
+        for piece in pieces:
+            found = self._misfits(targets, piece)
+            refused |= {before + row: why for row, why in found.items()}
+            before += piece.height
+            fits = np.ones(piece.height, dtype=np.bool_)
+            fits[list(found)] = False
+            fitting.append(piece.take(fits) if found else piece)
+        rows = sum(piece.height for piece in fitting)
+        block = encode_block(targets, fitting) if rows else b""
+        return Prepared(block, rows, refused, tuple(target.name for target in targets))
+
+    def _misfits(self, targets: Sequence[Target], piece: Rows) -> dict[int, InvalidRecordError]:
+        refused: dict[int, InvalidRecordError] = {}
         for target in targets:
-            bad = misfits(target, frame[target.name])
+            column = piece[target.name]
+            bad = misfits(target, column)
             for row in np.flatnonzero(bad) if bad is not None else ():
-                refused.setdefault(int(row), self._misfit(target, frame[target.name][int(row)]))
-        if refused:
-            fits = np.ones(frame.height, dtype=np.bool_)
-            fits[list(refused)] = False
-            frame = frame.filter(pl.Series(fits))
-        block = encode_block(targets, frame) if frame.height else b""
-        columns = tuple(target.name for target in targets)
-        return Prepared(block, frame.height, refused, columns)
+                refused.setdefault(int(row), self._misfit(target, column.item(int(row))))
+        return refused
 
     def write(self, prepared: Prepared, token: str) -> None:
         """Insert a block.
@@ -181,6 +195,10 @@ class Inserts:
         self._client.insert(statement, prepared.block, digest)
 
     def _misfit(self, target: Target, value: object) -> InvalidRecordError:
+        if isinstance(value, bytes):
+            return InvalidRecordError(
+                f"the field '{target.name}' is not UTF-8: {value[:_SHOWN_BYTES]!r}", stage="decode"
+            )
         return InvalidRecordError(
             f"column '{target.name}' of table '{self.table}' has type {target.type} and cannot hold"
             f" {'null' if value is None else value}",
