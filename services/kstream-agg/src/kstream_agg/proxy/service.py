@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
+    from kstream_agg.core.health import Health
     from kstream_agg.core.service import ServiceContext
     from kstream_agg.proxy.settings import ProxySettings
     from kstream_agg.proxy.tallies import Snapshot
@@ -93,7 +94,9 @@ def run_push_proxy(settings: ProxySettings) -> None:
         _show(context, runtime)
         supervisor = Multiprocess(config, [listener])
         watcher = threading.Thread(
-            target=_watch, args=(context, runtime, supervisor.should_exit), daemon=True
+            target=_watch,
+            args=(context.health, runtime, http.worker_count, supervisor.should_exit),
+            daemon=True,
         )
         watcher.start()
         supervisor.run()
@@ -153,14 +156,18 @@ def _show(context: ServiceContext, runtime: Path) -> None:
     )
 
 
-def _watch(context: ServiceContext, runtime: Path, stop: threading.Event) -> None:
+def _watch(health: Health, runtime: Path, workers: int, stop: threading.Event) -> None:
+    """Ready is what all workers are: a connection goes to any of them."""
+    complete = False
     while not stop.wait(_WATCH_S):
         snapshots, _silent = ask_workers(runtime)
         waits = [snapshot.not_ready for snapshot in snapshots if snapshot.not_ready]
-        if snapshots and not waits:
-            context.health.set_ready()
+        # For one that has ended and is started again, the others are heard meanwhile.
+        complete = complete or len(snapshots) >= workers
+        if complete and snapshots and not waits:
+            health.set_ready()
         else:
-            context.health.set_not_ready(waits[0] if waits else "starting")
+            health.set_not_ready(waits[0] if waits else "starting")
 
 
 @contextmanager
