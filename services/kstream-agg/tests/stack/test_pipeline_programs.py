@@ -218,7 +218,7 @@ def test_a_setting_that_is_wrong_ends_the_program_with_a_sentence(
 
 
 def get(port: int, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()

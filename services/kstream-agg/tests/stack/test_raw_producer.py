@@ -223,7 +223,7 @@ def producer_process(
 
 def status_of(url: str) -> int:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own address
+        with urllib.request.urlopen(url, timeout=WAIT_S) as answer:  # noqa: S310 - our own address
             return int(answer.status)
     except urllib.error.HTTPError as error:
         with error:
@@ -280,7 +280,7 @@ def _assert_span_in_zipkin(stack: StackEndpoints, traceparent: str) -> None:
     _, trace_id, span_id, _ = traceparent.split("-")
     url = f"{stack.zipkin_url}/api/v2/trace/{trace_id}"
     wait_until(lambda: status_of(url) == 200, f"trace {trace_id} in Zipkin")
-    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own address
+    with urllib.request.urlopen(url, timeout=WAIT_S) as answer:  # noqa: S310 - our own address
         spans = json.load(answer)
     (span,) = [span for span in spans if span["id"] == span_id]
     assert span["name"] == "produce_to_kafka"

@@ -90,7 +90,7 @@ def write_something(own: LocalStack, name: str) -> None:
     """A schema, rows and records, each acknowledged."""
     schema = '{"type": "record", "name": "R", "fields": [{"name": "a", "type": "long"}]}'
     url = f"{own.endpoints.registry_url}/subjects/{name}-value/versions"
-    httpx2.post(url, json={"schema": schema}, timeout=10).raise_for_status()
+    httpx2.post(url, json={"schema": schema}, timeout=60).raise_for_status()
     with database(own) as connection:
         connection.execute("CREATE TABLE kept (id int PRIMARY KEY, at text)")
         connection.execute("INSERT INTO kept VALUES (1, 'one'), (2, 'two')")
@@ -107,7 +107,7 @@ def write_something(own: LocalStack, name: str) -> None:
 
 def read_back(own: LocalStack, name: str) -> Written:
     url = f"{own.endpoints.registry_url}/subjects/{name}-value/versions/latest"
-    schema_id = httpx2.get(url, timeout=10).raise_for_status().json()["id"]
+    schema_id = httpx2.get(url, timeout=60).raise_for_status().json()["id"]
     with database(own) as connection:
         rows = connection.execute("SELECT id, at FROM kept ORDER BY id").fetchall()
     consumer = Consumer(
@@ -163,7 +163,7 @@ def test_everything_listens_on_loopback_only(own: LocalStack) -> None:
 
 
 def test_registry_demands_backward_compatibility(own: LocalStack) -> None:
-    answer = httpx2.get(f"{own.endpoints.registry_url}/config", timeout=10)
+    answer = httpx2.get(f"{own.endpoints.registry_url}/config", timeout=60)
     assert answer.json() == {"compatibilityLevel": "BACKWARD"}
 
 
@@ -175,7 +175,7 @@ def test_topics_are_not_made_by_mention(own: LocalStack) -> None:
 
 def test_connect_knows_its_plugins(own: LocalStack) -> None:
     url = f"{own.endpoints.connect_url}/connector-plugins?connectorsOnly=false"
-    classes = {plugin["class"] for plugin in httpx2.get(url, timeout=10).json()}
+    classes = {plugin["class"] for plugin in httpx2.get(url, timeout=60).json()}
     assert "io.debezium.connector.jdbc.JdbcSinkConnector" in classes
     assert "io.apicurio.registry.utils.converter.AvroConverter" in classes
 

@@ -83,7 +83,7 @@ class Sink:
 
     def get(self, path: str) -> tuple[int, str]:
         port = self.events("started")[-1]["http_port"]
-        answer = httpx2.get(f"http://127.0.0.1:{port}{path}", timeout=10, trust_env=False)
+        answer = httpx2.get(f"http://127.0.0.1:{port}{path}", timeout=WAIT_S, trust_env=False)
         return answer.status_code, answer.text
 
     def _end(self, how: signal.Signals) -> int:
