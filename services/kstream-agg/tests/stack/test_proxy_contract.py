@@ -13,17 +13,18 @@ import httpx2
 import pytest
 from asking import ANSWER_S, get, post
 from confluent_kafka import Consumer, Message, TopicPartition
+from proxies import patient_proxy
 
 from kstream_agg.core.settings import KafkaSettings, RegistrySettings, TopicSettings
 from kstream_agg.kafka.cluster import KafkaCluster, TopicConfiguration, topic_configuration
 from kstream_agg.kafka.registry import SchemaRegistry
 from kstream_agg.kafka.wire import RecordDecoder
-from kstream_agg.proxy.testing import RunningProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from kstream_agg.proxy.testing import RunningProxy
     from kstream_agg.stack.endpoints import StackEndpoints
 
 pytestmark = pytest.mark.stack
@@ -48,7 +49,7 @@ def proxy(
         "registry": {"url": stack.registry_url},
         "http": {"workers": 2},
     }
-    with RunningProxy(folder, stack.bootstrap_servers, settings) as running:
+    with patient_proxy(folder, stack.bootstrap_servers, settings) as running:
         yield running
 
 

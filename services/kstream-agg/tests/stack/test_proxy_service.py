@@ -23,6 +23,7 @@ from confluent_kafka import Consumer, TopicPartition
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from proxies import patient_proxy
 
 from kstream_agg.core.settings import KafkaSettings
 from kstream_agg.kafka.cluster import KafkaCluster, TopicConfiguration
@@ -102,7 +103,7 @@ def test_keys_open_their_topics_only(stack: StackEndpoints, topic: str, tmp_path
         "http": {"workers": 2, "cors_origins": ["https://shop.example"]},
     }
     record = {"topic": topic, "data": "x"}
-    with RunningProxy(tmp_path, stack.bootstrap_servers, settings) as proxy:
+    with patient_proxy(tmp_path, stack.bootstrap_servers, settings) as proxy:
         nobody = push(proxy, record)
         assert nobody.status_code == 401
         assert push(proxy, record, headers={"X-API-Key": "wrong"}).status_code == 401
@@ -152,7 +153,7 @@ def test_what_is_too_large_or_too_slow_is_told_so(
         "request_timeout_s": 1,
         "keep_alive_s": 1,
     }
-    with RunningProxy(tmp_path, stack.bootstrap_servers, {"http": http}) as proxy:
+    with patient_proxy(tmp_path, stack.bootstrap_servers, {"http": http}) as proxy:
 
         def talk(*pieces: bytes) -> bytes:
             with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as connection:
@@ -198,7 +199,7 @@ def test_the_references_way(
         "topic": {"create": True, "partitions": 2},
     }
     made = unique("proxy-made")
-    with RunningProxy(tmp_path, stack.bootstrap_servers, settings) as proxy:
+    with patient_proxy(tmp_path, stack.bootstrap_servers, settings) as proxy:
         assert push(proxy, {"topic": made, "data": "x"}).json() == OK
         assert cluster.topics()[made].partitions == 2
         cluster.delete_topics([made])
@@ -215,7 +216,7 @@ def test_the_references_way(
 def test_metrics_have_the_references_names(
     stack: StackEndpoints, topic: str, tmp_path: Path
 ) -> None:
-    with RunningProxy(tmp_path, stack.bootstrap_servers, {"http": {"workers": 2}}) as proxy:
+    with patient_proxy(tmp_path, stack.bootstrap_servers, {"http": {"workers": 2}}) as proxy:
         for number in range(10):
             assert push(proxy, {"topic": topic, "data": "x"}, wait=number % 2 == 0).is_success
         push(proxy, {"topic": "no-such-topic", "data": "x"})
@@ -244,7 +245,7 @@ def test_metrics_have_the_references_names(
 def test_while_kafka_is_away_the_log_accepts_and_nothing_else_does(
     stack: StackEndpoints, topic: str, tmp_path: Path
 ) -> None:
-    with RunningProxy(tmp_path, stack.bootstrap_servers) as proxy:
+    with patient_proxy(tmp_path, stack.bootstrap_servers) as proxy:
         assert push(proxy, {"topic": topic, "data": "before"}).status_code == 200
         assert proxy.stop() == 0
     with socket.socket() as closed:
@@ -269,7 +270,7 @@ def test_while_kafka_is_away_the_log_accepts_and_nothing_else_does(
             refused = push(without_log, {"topic": topic, "data": "x"}, wait=False)
             assert refused.status_code == 503
             assert get(f"{without_log.metrics_url}/readyz").status_code == 503
-    with RunningProxy(tmp_path, stack.bootstrap_servers) as proxy:
+    with patient_proxy(tmp_path, stack.bootstrap_servers) as proxy:
         proxy.wait_until(lambda: proxy.metric("push_proxy_wal_resent_records") == 50, "the log")
         proxy.wait_until(lambda: proxy.metric("push_proxy_wal_bytes") == 0, "an empty log")
     expected = [b"before", *(b"away %d" % number for number in range(50))]
@@ -305,7 +306,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
 def test_tls_is_the_servers_own(stack: StackEndpoints, topic: str, tmp_path: Path) -> None:
     key, certificate = make_certificate(tmp_path)
     http = {"tls_key": str(key), "tls_certificate": str(certificate)}
-    with RunningProxy(tmp_path / "proxy", stack.bootstrap_servers, {"http": http}) as proxy:
+    with patient_proxy(tmp_path / "proxy", stack.bootstrap_servers, {"http": http}) as proxy:
         trusting = ssl.create_default_context(cafile=str(certificate))
         with httpx2.Client(verify=trusting, timeout=ANSWER_S) as client:
             body = {"records": [{"topic": topic, "data": "x"}], "wait_for_send": True}
@@ -320,7 +321,7 @@ def test_its_end_finishes_what_is_in_flight(
     # Kafka confirms after 300 ms of linger: the requests are in flight when the end comes.
     kafka = {"queue_buffering_max_ms": 300, "linger_ms": 300, "message_timeout_ms": 10_000}
     answers: list[int] = []
-    with RunningProxy(tmp_path, stack.bootstrap_servers, {"kafka": kafka}) as proxy:
+    with patient_proxy(tmp_path, stack.bootstrap_servers, {"kafka": kafka}) as proxy:
         pushes = [
             threading.Thread(
                 target=lambda: answers.append(
@@ -364,7 +365,7 @@ def test_a_taken_port_is_said_in_a_sentence(stack: StackEndpoints, tmp_path: Pat
 def test_lines_from_standard_input_become_records(
     stack: StackEndpoints, topic: str, tmp_path: Path
 ) -> None:
-    with RunningProxy(tmp_path, stack.bootstrap_servers) as proxy:
+    with patient_proxy(tmp_path, stack.bootstrap_servers) as proxy:
         command = [sys.executable, "-m", "kstream_agg", "push", topic, "--url", proxy.url]
         done = subprocess.run(
             [*command, "--batch", "7", "--key-separator", "\t"],
@@ -384,7 +385,7 @@ def test_lines_from_standard_input_become_records(
 def test_the_traces_go_on(stack: StackEndpoints, topic: str, tmp_path: Path) -> None:
     trace = uuid.uuid4().hex
     telemetry = {"exporter": "zipkin", "endpoint": f"{stack.zipkin_url}/api/v2/spans"}
-    with RunningProxy(tmp_path, stack.bootstrap_servers, {"telemetry": telemetry}) as proxy:
+    with patient_proxy(tmp_path, stack.bootstrap_servers, {"telemetry": telemetry}) as proxy:
         answer = push(
             proxy,
             {"topic": topic, "data": "x"},
@@ -409,7 +410,7 @@ def test_the_readmes_lines_work(stack: StackEndpoints, topic: str, tmp_path: Pat
     section = readme.partition("## HTTP in, Kafka out\n")[2].partition("\n## ")[0]
     start, lines = re.findall(r"^```bash\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     assert start == ".venv/bin/kstream-agg push-proxy\n"
-    with RunningProxy(tmp_path, stack.bootstrap_servers) as proxy:
+    with patient_proxy(tmp_path, stack.bootstrap_servers) as proxy:
         port = str(proxy.port)
         program = f"{sys.executable} -m kstream_agg"
         script = lines.replace("4242", port).replace("SOME_TOPIC", topic)
