@@ -507,6 +507,12 @@ def test_fields_no_column_is_made_for_are_named() -> None:
     assert "sink.values" in (caught.value.remedy or "")
 
 
+def test_a_field_is_not_taken_for_a_records_place() -> None:
+    schema = {"type": "record", "fields": [{"name": "kafka_offset", "type": "long"}]}
+    with pytest.raises(ContractError, match="'kafka_offset' is named as the column of a record's"):
+        shape_of(schema)
+
+
 def test_one_table_is_for_one_topic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KSTREAM__SINK__TABLE", "t")
     monkeypatch.setenv("KSTREAM__SINK__TOPICS", "a, b")

@@ -139,7 +139,7 @@ class AvroBlocks:
                     messages if rows.height == len(messages) else [messages[i] for i in indexes]
                 )
                 place = _place_columns(shape, batch.partition, chosen)
-                whole = Rows({**place, **rows.columns}, rows.height)
+                whole = Rows({**rows.columns, **place}, rows.height)
                 pieces.append(Piece(batch.partition.topic, shape, whole, place_of[indexes]))
         return Block(tuple(pieces), int(left.sum()), _size(values))
 
@@ -192,11 +192,19 @@ def shape_of(schema: Mapping[str, Any]) -> Shape:
     """The columns of a record schema.
 
     Raises:
-        ContractError: It is not a record's, or a field is of a type that no column is made for.
+        ContractError: It is not a record's, a field is of a type that no column is made for, or is
+            named as a column of its place in Kafka.
     """
     if schema.get("type") != "record":
         raise ContractError("the values' schema is not a record's", remedy=_REMEDY)
-    return Shape(KAFKA_PLACE, tuple(_field(item) for item in schema["fields"]))
+    fields = tuple(_field(item) for item in schema["fields"])
+    taken = {*KAFKA_PLACE.key, KAFKA_PLACE.timestamp}.intersection(field.name for field in fields)
+    if taken:
+        raise ContractError(
+            f"field '{min(taken)}' is named as the column of a record's place in Kafka",
+            remedy=_REMEDY,
+        )
+    return Shape(KAFKA_PLACE, fields)
 
 
 _REMEDY: Final = "set sink.values to raw: such values are then written as their bytes"
