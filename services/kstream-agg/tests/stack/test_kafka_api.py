@@ -294,7 +294,7 @@ def settings_at_each(three: KafkaCluster, topic: str) -> list[dict[str, str]]:
 def test_each_broker_knows_of_a_change_when_it_is_said_to_be_made(
     three: KafkaCluster, brokers: str, unique: Callable[[str], str]
 ) -> None:
-    for _ in range(5):
+    for _ in range(2):
         name = unique("heard")
         three.create_topics([TopicConfiguration(name, 3, 3, {"retention.ms": "70000"})])
         assert {each["retention.ms"] for each in settings_at_each(three, name)} == {"70000"}

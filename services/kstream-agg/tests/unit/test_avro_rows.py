@@ -54,7 +54,7 @@ def records(rows: Rows) -> list[dict[str, Any]]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(RECORDS, max_size=6))
 def test_columns_hold_what_was_encoded(wanted: list[dict[str, Any]]) -> None:
     rows, bad = RowsDecoder(SCHEMA).decode([ENCODER.encode(record) for record in wanted])
@@ -62,7 +62,7 @@ def test_columns_hold_what_was_encoded(wanted: list[dict[str, Any]]) -> None:
     assert records(rows) == wanted
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(RECORDS, min_size=1, max_size=4), st.data())
 def test_what_fastavro_refuses_is_refused_and_nothing_else(
     wanted: list[dict[str, Any]], data: st.DataObject
