@@ -517,9 +517,9 @@ def taken(market: Market) -> int:
 
 def members(market: Market) -> int:
     """Members of the group that have partitions."""
-    admin = AdminClient(market.kafka.client_config())
     group = market.settings.group_id
-    found = admin.describe_consumer_groups([group])[group].result()
+    with AdminClient(market.kafka.client_config()) as admin:
+        found = admin.describe_consumer_groups([group])[group].result()
     return sum(bool(member.assignment.topic_partitions) for member in found.members)
 
 

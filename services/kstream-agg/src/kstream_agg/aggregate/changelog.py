@@ -113,16 +113,16 @@ class Changelog:
 
     def _let_settle(self, places: list[TopicPartition]) -> None:
         config = self._settings.client_config()
-        admin = AdminClient(config | {"client.id": self._client_id, "log_level": 0})
         deadline = time.monotonic() + _SETTLE_S
-        while True:
-            ends = [
-                _ends(admin, places, level)
-                for level in (IsolationLevel.READ_UNCOMMITTED, IsolationLevel.READ_COMMITTED)
-            ]
-            if ends[0] == ends[1] or time.monotonic() >= deadline:
-                return
-            time.sleep(_LOOK_AGAIN_S)
+        with AdminClient(config | {"client.id": self._client_id, "log_level": 0}) as admin:
+            while True:
+                ends = [
+                    _ends(admin, places, level)
+                    for level in (IsolationLevel.READ_UNCOMMITTED, IsolationLevel.READ_COMMITTED)
+                ]
+                if ends[0] == ends[1] or time.monotonic() >= deadline:
+                    return
+                time.sleep(_LOOK_AGAIN_S)
 
 
 def _ends(admin: AdminClient, places: list[TopicPartition], level: IsolationLevel) -> list[int]:

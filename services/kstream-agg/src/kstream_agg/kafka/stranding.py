@@ -69,8 +69,8 @@ class StrandingWatch:
 
 def answers_newcomers(settings: KafkaSettings, timeout_s: float = _ANSWER_S) -> bool:
     """Whether a client that begins now is told of brokers within the time (s)."""
-    client = AdminClient({**settings.client_config(), "log_level": 0})
     try:
-        return bool(client.list_topics(timeout=timeout_s).brokers)
+        with AdminClient({**settings.client_config(), "log_level": 0}) as client:
+            return bool(client.list_topics(timeout=timeout_s).brokers)
     except KafkaException:
         return False

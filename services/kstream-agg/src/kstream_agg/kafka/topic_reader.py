@@ -117,6 +117,9 @@ class TopicReader:
         traceback: TracebackType | None,
     ) -> None:
         self._consumer.close()
+        # One that the garbage collector meets in its own thread would end the process
+        # (confluent-kafka-python, pull requests 2129 and 2131).
+        self._admin.__exit__(kind, error, traceback)
 
     def spans(self, topics: Iterable[str]) -> dict[TopicPart, Span]:
         """What stands in each partition now, up to the last stable offset.
@@ -173,6 +176,11 @@ class TopicReader:
         """
         request = [ConsumerGroupTopicPartitions(group)]
         try:
+            # A coordinator that is loading or has moved is met here. Met by the request for the
+            # offsets it would end the process: librdkafka 2.16 then looks for the consumer of a
+            # client that has none (rd_kafka_cgrp_op in rd_kafka_handle_OffsetFetch).
+            groups = self._admin.describe_consumer_groups([group], request_timeout=_TIMEOUT_S)
+            groups[group].result()
             futures = self._admin.list_consumer_group_offsets(request, request_timeout=_TIMEOUT_S)
             found = futures[group].result().topic_partitions
         except KafkaException as error:

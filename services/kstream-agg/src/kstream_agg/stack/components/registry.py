@@ -80,7 +80,6 @@ def create_journal(
     Raises:
         UnavailableError: Kafka does not make it.
     """
-    client = AdminClient({**client_config, "log_level": 0})
     topic = NewTopic(
         _JOURNAL,
         num_partitions=1,
@@ -88,7 +87,8 @@ def create_journal(
         config={"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
     )
     try:
-        client.create_topics([topic], request_timeout=10)[_JOURNAL].result(timeout=15)
+        with AdminClient({**client_config, "log_level": 0}) as client:
+            client.create_topics([topic], request_timeout=10)[_JOURNAL].result(timeout=15)
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
             raise UnavailableError(
