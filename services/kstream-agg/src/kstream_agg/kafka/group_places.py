@@ -22,6 +22,7 @@ from confluent_kafka.admin import OffsetSpec
 from kstream_agg.core.errors import ContractError
 from kstream_agg.kafka.awaiting import awaitable
 from kstream_agg.kafka.failures import mapped, no_such_topic
+from kstream_agg.kafka.group_offsets import group_offsets
 from kstream_agg.kafka.starts import UNSUBSCRIBED, patiently
 
 if TYPE_CHECKING:
@@ -85,17 +86,7 @@ class GroupPlaces:
             UnavailableError: No broker answers.
         """
         with mapped(f"reading the offsets of group '{name}'"):
-            try:
-                found = answer_for(
-                    name,
-                    self._admin.list_consumer_group_offsets,
-                    [ConsumerGroupTopicPartitions(name)],
-                    request_timeout=_TIMEOUT_S,
-                ).topic_partitions
-            except KafkaException as error:
-                if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-                    return {}
-                raise
+            found = patiently(lambda: group_offsets(self._admin, name, _TIMEOUT_S))
         return {
             (p.topic, p.partition): p.offset
             for p in found

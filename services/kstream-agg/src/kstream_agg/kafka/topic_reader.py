@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -18,7 +17,8 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from kstream_agg.core.errors import UnavailableError
-from kstream_agg.kafka.failures import kafka_failure
+from kstream_agg.kafka.failures import kafka_failure, mapped
+from kstream_agg.kafka.group_offsets import group_offsets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping
@@ -174,19 +174,8 @@ class TopicReader:
         Raises:
             UnavailableError: No broker answers.
         """
-        request = [ConsumerGroupTopicPartitions(group)]
-        try:
-            # A coordinator that is loading or has moved is met here. Met by the request for the
-            # offsets it would end the process: librdkafka 2.16 then looks for the consumer of a
-            # client that has none (rd_kafka_cgrp_op in rd_kafka_handle_OffsetFetch).
-            groups = self._admin.describe_consumer_groups([group], request_timeout=_TIMEOUT_S)
-            groups[group].result()
-            futures = self._admin.list_consumer_group_offsets(request, request_timeout=_TIMEOUT_S)
-            found = futures[group].result().topic_partitions
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-                return {}
-            raise kafka_failure(error, f"reading the offsets of group '{group}'") from error
+        with mapped(f"reading the offsets of group '{group}'"):
+            found = group_offsets(self._admin, group, _TIMEOUT_S)
         return {
             TopicPart(tp.topic, tp.partition): Position(tp.offset, tp.metadata)
             for tp in found
